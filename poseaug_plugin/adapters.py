@@ -1,0 +1,211 @@
+"""Between a host's batch and the canonical form inside.
+
+Canonical: camera-space metres, absolute, (B, T, J, 3), x right, y down, z forward; normalised
+screen 2D (B, T, J, 2); nine intrinsics (B, 9).
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from .bones import skeleton_tables
+from .camera import Z_NEAR, solve_root
+from .errors import PoseAugError, PoseAugWarning
+from .rigid import root_relative
+from .skeleton import Skeleton
+
+DEFAULT_INTRINSICS = (2.29, 2.29, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+"""Taken where a host has no camera: Human3.6M's focal length, centred, without a lens."""
+
+_STAND_IN_DEPTH = 5.0
+
+
+class CanonicalBatch(NamedTuple):
+    """A batch in canonical form; unusable samples hold a harmless stand-in."""
+
+    joints: Tensor  # (B, T, J, 3) float32
+    keypoints: Tensor  # (B, T, J, 2) float32
+    intrinsics: Tensor  # (B, 9) float32
+    usable: Tensor  # (B,) bool: finite and in front of the camera
+
+
+class HostPoses(NamedTuple):
+    """Poses as the host has them."""
+
+    inputs_2d: Tensor
+    inputs_3d: Tensor
+
+
+class Adapter(Protocol):
+    """What the hook asks of a host's format. Shapes only, never values: no device sync."""
+
+    def check(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, num_joints: int) -> str:  # noqa: ANN401
+        """What is wrong with the shapes, in words, or an empty string."""
+
+    def num_joints(self, inputs_3d: Tensor) -> int:
+        """Number of joints that the host's poses have."""
+
+    def decode(
+        self,
+        inputs_2d: Tensor,
+        inputs_3d: Tensor,
+        camera: Any,  # noqa: ANN401
+        skeleton: Skeleton,
+    ) -> CanonicalBatch:
+        """Host to canonical."""
+
+    def encode(
+        self, joints: Tensor, keypoints: Tensor, like: HostPoses, skeleton: Skeleton
+    ) -> HostPoses:
+        """Canonical to host, differentiable, for the samples ``like`` that they were made from."""
+
+    def predicted_joints(self, prediction: Tensor, skeleton: Skeleton) -> Tensor:
+        """The estimator's output as (B, T, J, 3) metres; the root's place does not matter."""
+
+
+Root = Literal["trajectory", "absolute", "zeroed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoseAdapter:
+    """(B, T, J, 2) or (B, J, 2) normalised 2D with (B, T, J, 3) or (B, J, 3) camera-space 3D.
+
+    Args:
+        root: Where the root's position is. ``"trajectory"``: in the root joint, the other joints
+            root-relative, as VideoPose3D's loader has it. ``"absolute"``: every joint absolute.
+            ``"zeroed"``: nowhere (SemGCN); it is then solved from 2D, 3D and camera.
+        metres_per_unit: 1 for metres, 0.001 for millimetres.
+    """
+
+    root: Root = "trajectory"
+    metres_per_unit: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.root not in get_args(Root):
+            raise PoseAugError(
+                f"root must be one of {', '.join(get_args(Root))}, got {self.root!r}."
+            )
+
+    def num_joints(self, inputs_3d: Tensor) -> int:
+        """J of (..., J, 3)."""
+        return inputs_3d.shape[-2] if inputs_3d.dim() >= 2 else 0
+
+    def check(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, num_joints: int) -> str:  # noqa: ANN401
+        """Shapes, dtypes and devices."""
+        for name, tensor, channels in (("inputs_3d", inputs_3d, 3), ("inputs_2d", inputs_2d, 2)):
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                return f"{name} must be a floating-point tensor, got {kind}"
+            if tensor.dim() not in (3, 4) or tensor.shape[-2:] != (num_joints, channels):
+                return (
+                    f"{name} must be (batch, frames, {num_joints}, {channels}) or "
+                    f"(batch, {num_joints}, {channels}), got {tuple(tensor.shape)}"
+                )
+        if inputs_2d.shape[:-1] != inputs_3d.shape[:-1]:
+            return (
+                "inputs_2d and inputs_3d must have the same batch and frames, got "
+                f"{tuple(inputs_2d.shape)} and {tuple(inputs_3d.shape)}"
+            )
+        if inputs_2d.device != inputs_3d.device:
+            return (
+                f"inputs_2d and inputs_3d must be on one device, got {inputs_2d.device} and "
+                f"{inputs_3d.device}"
+            )
+        if camera is not None:
+            shape = tuple(camera.shape)
+            if shape not in ((9,), (inputs_3d.shape[0], 9)):
+                return f"camera must be ({inputs_3d.shape[0]}, 9) or (9,) intrinsics, got {shape}"
+        return ""
+
+    def decode(
+        self,
+        inputs_2d: Tensor,
+        inputs_3d: Tensor,
+        camera: Any,  # noqa: ANN401
+        skeleton: Skeleton,
+    ) -> CanonicalBatch:
+        """Absolute metres; a missing root is solved, a missing camera assumed (with a warning)."""
+        keypoints, joints = (
+            (x if x.dim() == 4 else x.unsqueeze(1)).detach().float() for x in (inputs_2d, inputs_3d)
+        )
+        intrinsics = self._intrinsics(camera, joints)
+        joints = joints * self.metres_per_unit
+        placed = torch.ones(joints.shape[0], dtype=torch.bool, device=joints.device)
+        if self.root == "trajectory":
+            trajectory = joints[..., skeleton.root : skeleton.root + 1, :]
+            joints = (
+                joints
+                + trajectory * skeleton_tables(skeleton, joints.device, joints.dtype).is_not_root
+            )
+        elif self.root == "zeroed":
+            solved = solve_root(keypoints, root_relative(joints, skeleton), intrinsics)
+            joints = root_relative(joints, skeleton) + solved.root.unsqueeze(-2)
+            placed = solved.found.all(-1)
+        usable = placed & _usable(joints, keypoints, intrinsics)
+        keep = usable[:, None, None, None]
+        stand_in = torch.zeros_like(joints[:1])
+        stand_in[..., 2] = _STAND_IN_DEPTH
+        return CanonicalBatch(
+            torch.where(keep, joints, stand_in),
+            torch.where(keep, keypoints, 0.0),
+            torch.where(usable[:, None], intrinsics, _default_intrinsics(joints.device)),
+            usable,
+        )
+
+    def encode(
+        self, joints: Tensor, keypoints: Tensor, like: HostPoses, skeleton: Skeleton
+    ) -> HostPoses:
+        """Back to the host's root convention, unit, shape and dtype."""
+        if self.root == "trajectory":
+            root = joints[..., skeleton.root : skeleton.root + 1, :]
+            joints = (
+                joints - root * skeleton_tables(skeleton, joints.device, joints.dtype).is_not_root
+            )
+        elif self.root == "zeroed":
+            joints = root_relative(joints, skeleton)
+        return HostPoses(
+            keypoints.reshape(like.inputs_2d.shape).to(like.inputs_2d.dtype),
+            (joints / self.metres_per_unit).reshape(like.inputs_3d.shape).to(like.inputs_3d.dtype),
+        )
+
+    def predicted_joints(self, prediction: Tensor, skeleton: Skeleton) -> Tensor:
+        """(B, T, J, 3), (B, J, 3) or flattened (B, J * 3), in the host's unit."""
+        batch = prediction.shape[0]
+        joints = prediction.float().reshape(batch, -1, skeleton.num_joints, 3)
+        return joints * self.metres_per_unit
+
+    def _intrinsics(self, camera: Any, joints: Tensor) -> Tensor:  # noqa: ANN401
+        if camera is None:
+            _warn_of_assumed_camera()
+            camera = _default_intrinsics(joints.device)
+        camera = torch.as_tensor(camera).to(joints.device, torch.float32)
+        return camera.expand(joints.shape[0], 9)
+
+
+@cache
+def _default_intrinsics(device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(DEFAULT_INTRINSICS, device=device)
+
+
+@cache
+def _warn_of_assumed_camera() -> None:
+    warnings.warn(
+        "PoseAugHook.augment: no camera given; assuming Human3.6M's focal length "
+        f"({DEFAULT_INTRINSICS[0]} in normalised units), centred, no distortion. Pass the batch's "
+        "(B, 9) intrinsics as third argument where you have them.",
+        PoseAugWarning,
+        stacklevel=5,
+    )
+
+
+def _usable(joints: Tensor, keypoints: Tensor, intrinsics: Tensor) -> Tensor:
+    finite = joints.isfinite().flatten(1).all(1) & keypoints.isfinite().flatten(1).all(1)
+    in_front = (joints[..., 2] > Z_NEAR).flatten(1).all(1)
+    return finite & in_front & intrinsics.isfinite().all(1)

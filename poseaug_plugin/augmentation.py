@@ -1,0 +1,103 @@
+"""What is done to a pose, apart from how it is chosen: parameters in, poses out; nothing random."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .bones import bone_directions, bone_lengths, bones_to_joints, joints_to_bones
+from .rigid import transform_rigidly
+from .skeleton import Skeleton
+
+
+class AugmentationParameters(NamedTuple):
+    """One augmentation of a batch of windows (PoseAug section 3.2: gamma_ba, gamma_bl, R and t).
+
+    A size of 1 in the second axis shares a value over the window's frames.
+    """
+
+    bone_direction_offset: Tensor  # (B, T or 1, bones, 3) added to unit bones, then renormalised
+    bone_length_ratio: Tensor  # (B, 1, bones) length * (1 + ratio)
+    rotation: Tensor  # (B, 1, 3, 3) about the window's centre root
+    translation: Tensor  # (B, 1, 3) metres: where that root is put, camera space
+
+
+class AugmentedPoses(NamedTuple):
+    """Every stage of an augmentation, each (B, T, J, 3) in metres."""
+
+    bent: Tensor  # bone directions changed
+    scaled: Tensor  # and bone lengths
+    moved: Tensor  # and rotated and put elsewhere: the augmented pose
+
+
+def centre_root(joints: Tensor, skeleton: Skeleton) -> Tensor:
+    """(B, 1, 3) root position in the window's middle frame, for joints (B, T, J, 3)."""
+    middle = joints.shape[1] // 2
+    return joints[:, middle : middle + 1, skeleton.root]
+
+
+def identity_parameters(joints: Tensor, skeleton: Skeleton) -> AugmentationParameters:
+    """The parameters that change nothing."""
+    batch = joints.shape[0]
+    return AugmentationParameters(
+        joints.new_zeros(batch, 1, skeleton.num_bones, 3),
+        joints.new_zeros(batch, 1, skeleton.num_bones),
+        torch.eye(3, dtype=joints.dtype, device=joints.device).expand(batch, 1, 3, 3),
+        centre_root(joints, skeleton),
+    )
+
+
+def bend_bones(joints: Tensor, offset: Tensor, skeleton: Skeleton) -> Tensor:
+    """Turn bones, lengths kept: direction = normalise(direction + offset).
+
+    Args:
+        joints: (B, T, J, 3).
+        offset: (B, T or 1, bones, 3).
+        skeleton: The tree.
+
+    Returns:
+        (B, T, J, 3), the root where it was.
+    """
+    bones = joints_to_bones(joints, skeleton)
+    directions = bone_directions(bone_directions(bones) + offset)
+    bent = directions * bone_lengths(bones).unsqueeze(-1)
+    return bones_to_joints(bent, skeleton, joints[..., skeleton.root, :])
+
+
+def scale_bones(joints: Tensor, ratio: Tensor, skeleton: Skeleton) -> Tensor:
+    """Stretch bones, directions kept: length * (1 + ratio); ratio (B, 1, bones)."""
+    bones = joints_to_bones(joints, skeleton) * (1 + ratio).unsqueeze(-1)
+    return bones_to_joints(bones, skeleton, joints[..., skeleton.root, :])
+
+
+def apply_augmentation(
+    joints: Tensor, parameters: AugmentationParameters, skeleton: Skeleton
+) -> AugmentedPoses:
+    """Bend, scale and move poses: X' = R H^-1(B') + t (PoseAug section 3.2).
+
+    Deterministic and differentiable in both arguments. The root's path through the window is
+    rotated and carried along.
+
+    Args:
+        joints: (B, T, J, 3) camera-space metres.
+        parameters: What to do.
+        skeleton: The tree.
+
+    Returns:
+        `AugmentedPoses`.
+    """
+    bent = bend_bones(joints, parameters.bone_direction_offset, skeleton)
+    scaled = scale_bones(bent, parameters.bone_length_ratio, skeleton)
+    moved = transform_rigidly(
+        scaled, parameters.rotation, centre_root(joints, skeleton), parameters.translation
+    )
+    return AugmentedPoses(bent, scaled, moved)
+
+
+def bone_angle_change(joints: Tensor, bent: Tensor, skeleton: Skeleton) -> Tensor:
+    """1 - cos of the angle that each bone was turned by: (..., bones), 0 to 2."""
+    before = bone_directions(joints_to_bones(joints, skeleton))
+    after = bone_directions(joints_to_bones(bent, skeleton))
+    return 1 - (before * after).sum(-1)

@@ -1,0 +1,131 @@
+"""Joints to bone vectors and back; directions, lengths and their Gram matrix (KCS)."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .skeleton import Skeleton
+
+SHORTEST_BONE = 1e-6
+"""Metres. Below it a bone has no direction: its unit vector and gradients are 0, never NaN."""
+
+
+class _Tables(NamedTuple):
+    parents: Tensor  # (bones,) joint indices
+    children: Tensor  # (bones,) joint indices
+    groups: Tensor  # (bones,) length group of each bone
+    bones_to_joints: Tensor  # (J, bones) -1 on the path to the root
+    pooling: Tensor  # (groups, bones) averages a left and its right bone
+    is_not_root: Tensor  # (J, 1) 0 at the root joint, 1 elsewhere
+    error_groups: Tensor  # (error groups, J) joint-weighted means of the released feedback
+
+
+@lru_cache(maxsize=64)
+def skeleton_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype) -> _Tables:
+    """A skeleton's tables, put on the device once, so that no step builds tensors on the host."""
+    # Tables first asked for under inference_mode must still be usable by autograd later.
+    with torch.inference_mode(False):
+        to_joints = torch.zeros(skeleton.num_joints, skeleton.num_bones, dtype=dtype)
+        for joint in range(skeleton.num_joints):
+            to_joints[joint, list(skeleton.bones_to_root(joint))] = -1.0
+        groups = torch.tensor(skeleton.bone_length_groups)
+        members = torch.nn.functional.one_hot(groups, skeleton.num_bone_length_groups).T.to(dtype)
+        error_groups = torch.zeros(len(skeleton.error_groups), skeleton.num_joints, dtype=dtype)
+        for row, group in zip(error_groups, skeleton.error_groups, strict=True):
+            row[list(group)] = torch.tensor([skeleton.joint_weights[j] for j in group], dtype=dtype)
+            row /= len(group)
+        is_not_root = torch.ones(skeleton.num_joints, 1, dtype=dtype)
+        is_not_root[skeleton.root] = 0.0
+        return _Tables(
+            torch.tensor(skeleton.bone_parents, device=device),
+            torch.tensor(skeleton.bone_children, device=device),
+            groups.to(device),
+            to_joints.to(device),
+            (members / members.sum(1, keepdim=True)).to(device),
+            is_not_root.to(device),
+            error_groups.to(device),
+        )
+
+
+def joints_to_bones(joints: Tensor, skeleton: Skeleton) -> Tensor:
+    """Bone vectors ``parent - child``, the direction of the reference code.
+
+    Args:
+        joints: (..., J, 3) in any unit and frame.
+        skeleton: The tree.
+
+    Returns:
+        (..., J - 1, 3) in the same unit (the paper's B = XC, section 3.2).
+    """
+    tables = skeleton_tables(skeleton, joints.device, joints.dtype)
+    return joints.index_select(-2, tables.parents) - joints.index_select(-2, tables.children)
+
+
+def bones_to_joints(bones: Tensor, skeleton: Skeleton, root: Tensor | None = None) -> Tensor:
+    """Joints from bone vectors, the inverse of `joints_to_bones` (the paper's H^-1).
+
+    Args:
+        bones: (..., J - 1, 3) ``parent - child``.
+        skeleton: The tree.
+        root: (..., 3) position of the root joint; the origin by default.
+
+    Returns:
+        (..., J, 3).
+    """
+    joints = skeleton_tables(skeleton, bones.device, bones.dtype).bones_to_joints @ bones
+    return joints if root is None else joints + root.unsqueeze(-2)
+
+
+def bone_lengths(bones: Tensor) -> Tensor:
+    """Lengths (..., bones) of bone vectors (..., bones, 3); at least `SHORTEST_BONE`."""
+    return bones.square().sum(-1).clamp(min=SHORTEST_BONE**2).sqrt()
+
+
+def bone_directions(bones: Tensor) -> Tensor:
+    """Unit vectors (..., bones, 3); a zero-length bone gives 0 and a finite gradient."""
+    return bones / bone_lengths(bones).unsqueeze(-1)
+
+
+def average_bone_lengths(joints: Tensor, skeleton: Skeleton) -> Tensor:
+    """(..., groups) length of each left/right-tied bone group, for joints (..., J, 3)."""
+    lengths = bone_lengths(joints_to_bones(joints, skeleton))
+    return lengths @ skeleton_tables(skeleton, joints.device, joints.dtype).pooling.T
+
+
+def per_bone(group_values: Tensor, skeleton: Skeleton) -> Tensor:
+    """(..., bones) from one value per length group (..., groups)."""
+    tables = skeleton_tables(skeleton, group_values.device, group_values.dtype)
+    return group_values.index_select(-1, tables.groups)
+
+
+def with_bone_lengths(joints: Tensor, lengths: Tensor, skeleton: Skeleton) -> Tensor:
+    """The same pose on another body: directions and root kept, lengths replaced.
+
+    With lengths of other people it is the released code's random bone-length swap
+    (``random_bl_aug``).
+
+    Args:
+        joints: (..., J, 3).
+        lengths: (..., bones), broadcast against the joints' leading dimensions.
+        skeleton: The tree.
+
+    Returns:
+        (..., J, 3).
+    """
+    directions = bone_directions(joints_to_bones(joints, skeleton))
+    return bones_to_joints(
+        directions * lengths.unsqueeze(-1), skeleton, joints[..., skeleton.root, :]
+    )
+
+
+def kinematic_chain_space(bones: Tensor) -> Tensor:
+    """Gram matrix B B^T of bone vectors: (..., bones, 3) -> (..., bones, bones).
+
+    Diagonal: squared lengths; elsewhere: products of lengths and the cosine between two bones
+    (Wandt & Rosenhahn, CVPR 2019; PoseAug section 3.3). Of unit bones it holds the angles alone.
+    """
+    return bones @ bones.transpose(-1, -2)

@@ -1,0 +1,229 @@
+"""Every option of the method, and the three presets as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args, get_type_hints
+
+from .curriculum import Ramp
+from .errors import PoseAugError
+from .losses import ErrorKind
+from .policy import OPERATIONS, Operation, Spread, Start, check_operations
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoseAugConfig:
+    """Options of `PoseAugHook`. The defaults are the ``default`` preset.
+
+    Attributes:
+        learned: Train a policy. Without it, `RandomPolicy` draws and nothing adversarial is built.
+        start: ``"random"`` learns a residual on a random base; ``"released"`` is the reference net.
+        spread: How widely the base distribution draws.
+        operations: Which of bone_angle, bone_length, rigid are done.
+        fixed_trunk: Trunk bones stay unbent, the anchor length stays (released code).
+        shared_extractor: One feature extractor for all regressors (paper).
+        width: Hidden width of policy and 3D critic.
+        mix: ``"replace"`` a share of the batch, or ``"append"`` an augmented copy of all of it.
+        share: Share of the batch that is replaced.
+        candidates: Augmentations drawn per pose; the hardness predictor keeps the hardest one.
+        feedback: Which error the policy hears about: the one ``"predicted"`` from watching the
+            user's own forward pass, the ``"estimator"``'s in isolated passes, or ``"none"``.
+        feedback_loss: ``"hinge"`` (ours), ``"paper"`` (equation 3) or ``"released"`` (dead zone).
+        error: The estimator's error L_P that feedback compares.
+        bent_weight: Weight of the feedback on bent poses, put where the originals stood.
+        moved_weight: Weight of the feedback on fully augmented poses.
+        bent_hardness: Target of error(bent) / error(clean).
+        moved_hardness: Target of error(moved) / error(clean).
+        bent_tolerance: Half-width of the released loss's dead zone.
+        moved_tolerance: Likewise.
+        estimator_mode: In isolated passes, dropout off and BatchNorm ``"frozen"``, or
+            ``"as_found"``.
+        warmup: Share of the training without feedback.
+        weight_3d: Weight of the 3D critic in the policy's loss.
+        weight_2d: Weight of the 2D critic.
+        both_sided: Report the adversarial loss with the real half (released; same gradient).
+        kcs: Part-aware (``"parts"``) or ``"whole"``-body KCS critic.
+        critic_interval: Critics learn at every n-th update.
+        pool_capacity: Generated poses kept for the critics.
+        pool_swap_probability: Share of them exchanged.
+        range_penalty: ``"released"`` (two-sided on angles, per length ratio) or ``"paper"``
+            (rectified means, equation 4).
+        range_weight: Its weight.
+        angle_range: Centre and half-width of the free range of the mean of 1 - cos(bone angle);
+            the paper form uses the centre as its threshold.
+        length_limit: Length ratios below it are free.
+        frame_weight: Weight of a penalty on keypoints outside the frame.
+        frame_check: Which poses get out: ``"four_sides"`` of the frame and depth, or, as
+            ``"released"``, just no 2D coordinate above 1.
+        clamp_rays: Cut projected rays to [-1, 1] (released).
+        aspect_ratio: Image height / width.
+        learning_rate: Of policy and critics.
+        predictor_learning_rate: Of the hardness predictor.
+        decay_learning_rate: Linearly to zero over ``total_updates``.
+        max_gradient_norm: Clipping of each of the hook's own networks.
+        total_updates: Optimizer steps of the whole training; needed by ramps, warm-up and decay.
+    """
+
+    learned: bool = True
+    start: Start = "random"
+    spread: Spread = field(default_factory=Spread)
+    operations: tuple[Operation, ...] = OPERATIONS
+    fixed_trunk: bool = False
+    shared_extractor: bool = False
+    width: int = 128
+    mix: Literal["replace", "append"] = "replace"
+    share: float = 0.5
+    candidates: int = 8
+    feedback: Literal["predicted", "estimator", "none"] = "predicted"
+    feedback_loss: Literal["hinge", "paper", "released"] = "hinge"
+    error: ErrorKind = "mpjpe"
+    bent_weight: float = 0.0
+    moved_weight: float = 0.1
+    bent_hardness: Ramp = field(default_factory=lambda: Ramp(2.0, 2.0))
+    moved_hardness: Ramp = field(default_factory=lambda: Ramp(2.0, 2.0))
+    bent_tolerance: float = 0.0
+    moved_tolerance: float = 0.0
+    estimator_mode: Literal["frozen", "as_found"] = "frozen"
+    warmup: float = 0.0
+    weight_3d: float = 1.0
+    weight_2d: float = 0.1
+    both_sided: bool = False
+    kcs: Literal["parts", "whole"] = "parts"
+    critic_interval: int = 2
+    pool_capacity: int = 4096
+    pool_swap_probability: float = 0.5
+    range_penalty: Literal["released", "paper"] = "paper"
+    range_weight: float = 3.0
+    angle_range: tuple[float, float] = (0.205, 0.165)
+    length_limit: float = 0.1
+    frame_weight: float = 1.0
+    frame_check: Literal["four_sides", "released"] = "four_sides"
+    clamp_rays: bool = False
+    aspect_ratio: float = 1.0
+    learning_rate: float = 1e-4
+    predictor_learning_rate: float = 1e-3
+    decay_learning_rate: bool = False
+    max_gradient_norm: float = 1.0
+    total_updates: int | None = None
+
+    def __post_init__(self) -> None:
+        check_operations(self.operations)
+        hints = get_type_hints(PoseAugConfig)
+        for option in fields(self):
+            choices = get_args(hints[option.name])
+            value = getattr(self, option.name)
+            if choices and all(isinstance(c, str) for c in choices) and value not in choices:
+                raise PoseAugError(
+                    f"{option.name} must be one of {', '.join(choices)}, got {value!r}."
+                )
+        for name, low, high in (
+            ("share", 0.0, 1.0),
+            ("warmup", 0.0, 1.0),
+            ("candidates", 1, 1024),
+            ("critic_interval", 1, 10**9),
+            ("pool_capacity", 0, 10**9),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise PoseAugError(f"{name} must lie in [{low}, {high}], got {value!r}.")
+        if self.candidates > 1 and self.feedback != "predicted":
+            raise PoseAugError(
+                f"candidates={self.candidates} are scored by the hardness predictor, so they need "
+                f"feedback='predicted', got {self.feedback!r}; set candidates=1."
+            )
+
+
+DEFAULT = PoseAugConfig()
+"""What wins the library's own benchmark (docs/results.md)."""
+
+RELEASED = PoseAugConfig(
+    start="released",
+    width=256,
+    fixed_trunk=True,
+    candidates=1,
+    feedback="estimator",
+    feedback_loss="released",
+    error="grouped",
+    bent_weight=0.1,
+    moved_weight=0.01,
+    bent_hardness=Ramp(3.0, 5.0),
+    moved_hardness=Ramp(17.0, 17.0),
+    bent_tolerance=2.0,
+    moved_tolerance=15.0,
+    estimator_mode="as_found",
+    warmup=0.04,
+    weight_3d=6.0,
+    weight_2d=1.0,
+    both_sided=True,
+    range_penalty="released",
+    frame_weight=0.0,
+    frame_check="released",
+    clamp_rays=True,
+    decay_learning_rate=True,
+)
+"""The released code (docs/presets.md lists the rows)."""
+
+PAPER = PoseAugConfig(
+    clamp_rays=True,
+    start="released",
+    width=256,
+    shared_extractor=True,
+    candidates=1,
+    feedback="estimator",
+    feedback_loss="paper",
+    error="squared_norm",
+    moved_weight=1.0,
+    moved_hardness=Ramp(3.0, 5.0),
+    warmup=0.04,
+    weight_3d=1.0,
+    weight_2d=1.0,
+    range_penalty="paper",
+    range_weight=1.0,
+    frame_weight=0.0,
+    decay_learning_rate=True,
+)
+"""The paper's formulas."""
+
+RANDOM = PoseAugConfig(learned=False, candidates=1, feedback="none")
+"""`RandomPolicy` alone: the baseline to beat."""
+
+PRESETS: dict[str, PoseAugConfig] = {
+    "default": DEFAULT,
+    "paper": PAPER,
+    "released": RELEASED,
+    "random": RANDOM,
+}
+
+
+def find_config(preset: str | PoseAugConfig, options: dict[str, Any]) -> PoseAugConfig:
+    """A preset with some options changed.
+
+    Raises:
+        PoseAugError: An unknown preset or option, or a value out of range.
+    """
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise PoseAugError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}.")
+    config = PRESETS[preset] if isinstance(preset, str) else preset
+    known = {option.name for option in fields(PoseAugConfig)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise PoseAugError(
+            f"unknown option {', '.join(unknown)}; there are: {', '.join(sorted(known))}."
+        )
+    config = replace(config, **options)
+    _check_schedule(config)
+    return config
+
+
+def _check_schedule(config: PoseAugConfig) -> None:
+    timed = {
+        "bent_hardness": config.bent_weight and len(set(config.bent_hardness)) > 1,
+        "moved_hardness": config.moved_weight and len(set(config.moved_hardness)) > 1,
+        "warmup": config.warmup > 0,
+        "decay_learning_rate": config.decay_learning_rate,
+    }
+    if config.learned and any(timed.values()) and not config.total_updates:
+        raise PoseAugError(
+            f"{', '.join(name for name, used in timed.items() if used)} change over the training: "
+            "pass total_updates=epochs * batches_per_epoch."
+        )

@@ -1,0 +1,90 @@
+"""The two critics: is this 3D pose human, is this 2D pose human?"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from .bones import bone_directions, joints_to_bones, kinematic_chain_space
+from .grouped import GroupedLinear
+from .skeleton import Skeleton, find_skeleton
+
+
+class PartKCSDiscriminator(nn.Module):
+    """Scores of body parts from the Gram matrices of their unit bones (PoseAug section 3.3).
+
+    It sees angles between bones and nothing else: neither size, nor place, nor viewpoint. All
+    parts' networks are one stack of batched matrix products.
+
+    Args:
+        skeleton: A `Skeleton` or the name of a preset.
+        scope: ``"parts"`` is part-aware, one score per part in the order of
+            ``skeleton.part_bones``; ``"whole"`` judges the whole body by one network (the paper's
+            ablation).
+        width: Hidden width.
+        last_width: Width of the last hidden layer.
+    """
+
+    part_masks: Tensor
+
+    def __init__(
+        self,
+        skeleton: Skeleton | str,
+        *,
+        scope: Literal["parts", "whole"] = "parts",
+        width: int = 256,
+        last_width: int = 100,
+    ) -> None:
+        super().__init__()
+        self.skeleton = skeleton = find_skeleton(skeleton)
+        bones = skeleton.num_bones
+        every_bone = (("body", tuple(range(bones))),)
+        parts = skeleton.part_bones if scope == "parts" else every_bone
+        masks = torch.zeros(len(parts), bones)
+        for mask, (_, members) in zip(masks, parts, strict=True):
+            mask[list(members)] = 1.0
+        pair_masks = (masks.unsqueeze(2) * masks.unsqueeze(1)).flatten(1)
+        self.register_buffer("part_masks", pair_masks, persistent=False)
+        self.layer_1 = GroupedLinear(len(parts), bones * bones, width)
+        self.layer_2 = GroupedLinear(len(parts), width, width)
+        self.layer_3 = GroupedLinear(len(parts), width, width)
+        self.layer_last = GroupedLinear(len(parts), width, last_width)
+        self.score = GroupedLinear(len(parts), last_width, 1)
+
+    def forward(self, joints: Tensor) -> Tensor:
+        """Scores (B, parts), near 1 for human; joints (B, J, 3) in any unit and frame."""
+        directions = bone_directions(joints_to_bones(joints, self.skeleton))
+        gram = kinematic_chain_space(directions).flatten(1)
+        activate = nn.functional.leaky_relu
+        features = activate(self.layer_1(gram.unsqueeze(1) * self.part_masks))
+        deeper = self.layer_3(activate(self.layer_2(features))) + features
+        return self.score(activate(self.layer_last(deeper))).squeeze(-1)
+
+
+class KeypointDiscriminator(nn.Module):
+    """Score of a 2D pose in normalised screen coordinates (PoseAug section 3.3).
+
+    Args:
+        skeleton: A `Skeleton` or the name of a preset.
+        width: Hidden width.
+    """
+
+    def __init__(self, skeleton: Skeleton | str, *, width: int = 100) -> None:
+        super().__init__()
+        skeleton = find_skeleton(skeleton)
+        self.layer_1 = nn.Linear(skeleton.num_joints * 2, width)
+        self.layer_2 = nn.Linear(width, width)
+        self.layer_3 = nn.Linear(width, width)
+        self.layer_4 = nn.Linear(width, width)
+        self.layer_last = nn.Linear(width, width)
+        self.score = nn.Linear(width, 1)
+
+    def forward(self, keypoints: Tensor) -> Tensor:
+        """Scores (B, 1), near 1 for human; keypoints (B, J, 2)."""
+        activate = nn.functional.leaky_relu
+        first = activate(self.layer_1(keypoints.flatten(1)))
+        second = activate(self.layer_2(first))
+        third = activate(self.layer_3(second) + first)
+        return self.score(activate(self.layer_last(self.layer_4(third))))

@@ -1,0 +1,23 @@
+"""Several small networks side by side as one batched matrix product."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class GroupedLinear(nn.Module):
+    """``groups`` independent linear layers: (B, groups, inputs) -> (B, groups, outputs).
+
+    Each group starts like an `nn.Linear` of its own.
+    """
+
+    def __init__(self, groups: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        layers = [nn.Linear(inputs, outputs) for _ in range(groups)]
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply every group's layer to its own features."""
+        return torch.einsum("bgi,goi->bgo", x, self.weight) + self.bias

@@ -1,0 +1,70 @@
+"""Optimizing the hook's own networks: never the user's, never with a NaN, never with a sync."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class GuardedAdam:
+    """Adam with gradient clipping that leaves out steps whose gradient is not finite.
+
+    The decision is taken on the device (``found_inf`` of torch's fused Adam), as `GradScaler` does
+    it, and gradients are taken with `torch.autograd.grad`, so no one else's ``.grad`` is written.
+
+    Args:
+        network: What to train.
+        learning_rate: Adam's.
+        max_gradient_norm: Clipping.
+    """
+
+    def __init__(self, network: nn.Module, learning_rate: float, max_gradient_norm: float) -> None:
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        self.learning_rate = learning_rate
+        self.max_gradient_norm = max_gradient_norm
+        self.adam = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
+
+    def minimize(self, loss: Tensor, usable: Tensor, learning_rate_factor: float = 1.0) -> Tensor:
+        """One step, unless the gradient is not finite or ``usable`` (a 0-d bool) is False.
+
+        Returns:
+            1 where the step was left out, else 0: a 0-d tensor on the device.
+        """
+        gradients = torch.autograd.grad(
+            loss, self.parameters, allow_unused=True, materialize_grads=True
+        )
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm)
+        skipped = (~(norm.isfinite() & usable)).to(torch.float32)
+        for group in self.adam.param_groups:
+            group["lr"] = self.learning_rate * learning_rate_factor
+        self.adam.found_inf = skipped  # type: ignore[attr-defined]
+        self.adam.step()
+        self.adam.zero_grad(set_to_none=True)
+        return skipped
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adam's state."""
+        return self.adam.state_dict()
+
+    def problems_with(self, state: dict[str, Any]) -> list[str]:
+        """What keeps a state from being loaded here."""
+        try:
+            count = len(state["param_groups"][0]["params"])
+            moments = state["state"]
+        except (KeyError, IndexError, TypeError):
+            return ["not the state of an Adam optimizer"]
+        if count != len(self.parameters):
+            return [f"its optimizer must have {len(self.parameters)} parameters, got {count}"]
+        return [
+            f"the moments of parameter {i} must have shape {tuple(parameter.shape)}"
+            for i, parameter in enumerate(self.parameters)
+            if i in moments and moments[i]["exp_avg"].shape != parameter.shape
+        ]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore Adam's state."""
+        self.adam.load_state_dict(state)

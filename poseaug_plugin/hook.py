@@ -1,0 +1,460 @@
+"""`PoseAugHook`: PoseAug's feedback loop attached to somebody else's training loop."""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from .adapters import Adapter, HostPoses, PoseAdapter
+from .attachment import (
+    InertCallback,
+    check_estimator,
+    check_optimizer,
+    device_of,
+    holds_parameters,
+)
+from .checks import BatchReport, check_batch, infer_skeleton
+from .config import PoseAugConfig, find_config
+from .diagnostics import Diagnostics
+from .errors import PoseAugError, PoseAugWarning
+from .isolation import isolated_call
+from .losses import estimator_errors
+from .objectives import ErrorOf
+from .observation import PredictionObserver, first_tensor
+from .policy import Policy
+from .rigid import root_relative
+from .skeleton import Skeleton, find_skeleton
+from .training import Augmented, Losses, PolicyTrainer
+
+_STATE_VERSION = 1
+_FORGOTTEN = 100  # augment calls without an update, after which a warning is due
+
+
+class _Pending(NamedTuple):
+    """An augmented batch that waits for the user's forward pass and optimizer step."""
+
+    augmented: Augmented
+    returned: HostPoses
+    clean: HostPoses  # the host's own rows that were augmented
+
+
+class PoseAugHook:
+    """Adds PoseAug to a training loop that already exists.
+
+    ``hook.augment`` gives back a batch like the one it got, with a share of its poses augmented.
+    When the user's optimizer steps, the hook first trains its own networks: policy, critics, and
+    the predictor of the estimator's error. The estimator, its gradients, BatchNorm statistics,
+    optimizer and the global random streams are never touched.
+
+    Args:
+        estimator: The user's 2D-to-3D network, after ``.to(device)``, DDP or ``torch.compile``.
+        optimizer: Its optimizer. By default whichever steps with the estimator's parameters.
+        skeleton: A `Skeleton` or the name of a preset. By default the preset that fits the batch.
+        adapter: The host's format; by default VideoPose3D's (`PoseAdapter`).
+        preset: ``"default"``, ``"paper"``, ``"released"``, ``"random"``, or a `PoseAugConfig`.
+        policy: A policy of one's own, instead of the one that the options describe.
+        real_poses_3d: (N, J, 3) poses that the 3D critic takes for real, instead of the batch's.
+        real_poses_2d: (N, J, 2) likewise for the 2D critic; need not belong to the 3D poses.
+        seed: Of the hook's own weights and noise.
+        **options: Any field of `PoseAugConfig`.
+
+    Raises:
+        PoseAugError: An optimizer that cannot be hooked or holds other parameters, an unknown
+            option, an estimator under FSDP.
+
+    Example:
+        >>> hook = PoseAugHook(estimator)  # doctest: +SKIP
+        >>> for cam, batch_3d, batch_2d in loader:  # doctest: +SKIP
+        ...     inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, cam)
+        ...     loss = mpjpe(estimator(inputs_2d), root_relative(inputs_3d))
+        ...     loss.backward()
+        ...     optimizer.step()
+    """
+
+    def __init__(
+        self,
+        estimator: nn.Module,
+        optimizer: Optimizer | None = None,
+        *,
+        skeleton: Skeleton | str | None = None,
+        adapter: Adapter | None = None,
+        preset: str | PoseAugConfig = "default",
+        policy: Policy | None = None,
+        real_poses_3d: Tensor | None = None,
+        real_poses_2d: Tensor | None = None,
+        seed: int = 0,
+        **options: Any,  # noqa: ANN401
+    ) -> None:
+        check_estimator(estimator)
+        if optimizer is not None:
+            check_optimizer(optimizer, estimator)
+        self.config = find_config(preset, options)
+        self.skeleton = None if skeleton is None else find_skeleton(skeleton)
+        self.adapter: Adapter = adapter if adapter is not None else PoseAdapter()
+        self.enabled = True
+        self._estimator = estimator
+        self._optimizer = optimizer
+        self._make_trainer: Callable[[Skeleton, torch.device], PolicyTrainer] = (
+            lambda skeleton, device: PolicyTrainer(
+                skeleton, self.config, device, seed, policy, real_poses_3d, real_poses_2d
+            )
+        )
+        self._trainer: PolicyTrainer | None = None
+        self._pending: _Pending | None = None
+        self._observer = PredictionObserver()
+        self._augments_without_update = 0
+        self._warned: set[str] = set()
+        if self.skeleton is not None:
+            self._trainer = self._make_trainer(self.skeleton, device_of(estimator))
+        self._handles = [
+            estimator.register_forward_hook(
+                InertCallback(self, PoseAugHook._on_forward), with_kwargs=True
+            ),
+            # For every optimizer: which one trains the estimator shows when it steps.
+            register_optimizer_step_pre_hook(InertCallback(self, PoseAugHook._on_optimizer_step)),
+        ]
+        for handle in self._handles:
+            weakref.finalize(self, handle.remove)
+
+    def __repr__(self) -> str:
+        skeleton = self.skeleton.name if self.skeleton else "not known yet"
+        updates = self._trainer.num_updates if self._trainer else 0
+        return f"PoseAugHook(skeleton={skeleton}, updates={updates}, enabled={self.enabled})"
+
+    # -- the user's loop -------------------------------------------------------------------------
+
+    def augment(
+        self,
+        inputs_2d: Tensor,
+        inputs_3d: Tensor,
+        camera: Any = None,  # noqa: ANN401
+    ) -> HostPoses:
+        """Augment a batch; call it before the root's trajectory is thrown away.
+
+        Args:
+            inputs_2d: (B, T, J, 2) or (B, J, 2) normalised screen coordinates.
+            inputs_3d: (B, T, J, 3) or (B, J, 3) camera space, in the adapter's root convention and
+                unit (VideoPose3D: metres, root-relative, the trajectory in the root joint).
+            camera: (B, 9) or (9,) intrinsics, tensor or array.
+
+        Returns:
+            ``inputs_2d, inputs_3d`` with the same dtypes, devices and conventions (and shapes,
+            unless ``mix="append"``): detached, contiguous, safe to change in place. Samples that
+            were not augmented are bit-identical; with the hook off, or for a batch of one or none,
+            the very tensors that came in.
+
+        Raises:
+            PoseAugError: Wrong shapes, dtypes or devices; nothing has changed then.
+        """
+        if torch.is_inference_mode_enabled():
+            raise PoseAugError(
+                "PoseAugHook.augment was called under torch.inference_mode(), where nothing can be "
+                "trained; call it in the training loop only, or use torch.no_grad()."
+            )
+        if not self.enabled:
+            return HostPoses(inputs_2d, inputs_3d)
+        trainer = self._ready_trainer(inputs_2d, inputs_3d, camera)
+        if inputs_3d.shape[0] < 2:
+            self._forget()
+            return HostPoses(inputs_2d, inputs_3d)
+        self._count_forgotten_steps()
+        skeleton = trainer.skeleton
+        with torch.enable_grad(), _full_precision(inputs_3d.device):
+            batch = self.adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
+            augmented = trainer.augment(batch)
+            with torch.no_grad():
+                clean = HostPoses(
+                    inputs_2d.detach()[augmented.rows], inputs_3d.detach()[augmented.rows]
+                )
+                made = self.adapter.encode(
+                    augmented.generated.poses.moved, augmented.generated.keypoints, clean, skeleton
+                )
+                returned = HostPoses(
+                    _put(inputs_2d, made.inputs_2d, clean.inputs_2d, augmented, self.config.mix),
+                    _put(inputs_3d, made.inputs_3d, clean.inputs_3d, augmented, self.config.mix),
+                )
+        self._pending = _Pending(augmented, returned, clean)
+        self._observer.expect(returned.inputs_2d)
+        return returned
+
+    def observe(self, prediction: Tensor) -> None:
+        """Tell the hook what the estimator said to the last augmented batch.
+
+        Only needed where the hook cannot see it: an estimator that is not called as a module, or
+        whose output is not the pose. Detached at once.
+
+        Args:
+            prediction: As the adapter's `predicted_joints` takes it: (B, T, J, 3) or flattened.
+        """
+        self._observer.take(prediction)
+
+    def step(self) -> None:
+        """Train policy, critics and predictor on the last augmented batch.
+
+        Called by itself right before the optimizer steps; only where the optimizer cannot be hooked
+        it has to be called by hand, before ``optimizer.step()``. Does nothing when there is nothing
+        new, so calling it twice is safe.
+
+        Raises:
+            RuntimeError: Something failed. The estimator's weights are as they were.
+        """
+        self._train(skip=None)
+
+    # -- control ---------------------------------------------------------------------------------
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Pass batches through unchanged and train nothing inside the block."""
+        enabled, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = enabled
+
+    def remove(self) -> None:
+        """Detach from estimator and optimizer for good; batches then pass through unchanged."""
+        for handle in self._handles:
+            handle.remove()
+        self.enabled = False
+        self._forget()
+
+    # -- looking inside --------------------------------------------------------------------------
+
+    @property
+    def policy(self) -> Policy:
+        """The policy network.
+
+        Raises:
+            PoseAugError: No batch has come and no skeleton was given, so there is none yet.
+        """
+        return self._existing_trainer().policy
+
+    @property
+    def losses(self) -> Losses:
+        """Losses of the last update: tensors on the device, nothing waits for them."""
+        return self._existing_trainer().losses
+
+    def diagnostics(self) -> Diagnostics:
+        """Running figures as plain numbers (this syncs the device), with warnings where due."""
+        trainer = self._existing_trainer()
+        return trainer.monitor.read(trainer.num_updates)
+
+    def check_batch(
+        self,
+        inputs_2d: Tensor,
+        inputs_3d: Tensor,
+        camera: Any = None,  # noqa: ANN401
+    ) -> BatchReport:
+        """Say in words what looks wrong with a batch: unit, root, camera, joint order, 2D range.
+
+        Reads values and changes nothing; arguments as for `augment`.
+        """
+        skeleton = self.skeleton or infer_skeleton(self.adapter, inputs_2d, inputs_3d, camera)
+        return check_batch(self.adapter, inputs_2d, inputs_3d, camera, skeleton)
+
+    # -- checkpoints -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that changes during training, as tensors and plain values.
+
+        Loads with ``torch.load(..., weights_only=True)``. Take it between an optimizer step and the
+        next `augment`.
+        """
+        trainer = self._trainer
+        return {
+            "version": _STATE_VERSION,
+            "skeleton": None if trainer is None else trainer.skeleton.as_data(),
+            "training": None if trainer is None else trainer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`, bit for bit where the device is the same kind.
+
+        Raises:
+            PoseAugError: The state does not fit; nothing has changed then.
+        """
+        expected = {"version", "skeleton", "training"}
+        if not isinstance(state, dict) or set(state) != expected:
+            got = sorted(state) if isinstance(state, dict) else type(state).__name__
+            raise PoseAugError(
+                f"PoseAugHook.load_state_dict: expected the keys {sorted(expected)}, got {got}."
+            )
+        if state["version"] != _STATE_VERSION:
+            raise PoseAugError(
+                f"PoseAugHook.load_state_dict: expected version {_STATE_VERSION}, got "
+                f"{state['version']!r}."
+            )
+        if state["training"] is None:
+            return
+        skeleton = Skeleton.from_data(state["skeleton"])
+        if self.skeleton is not None and skeleton != self.skeleton:
+            raise PoseAugError(
+                f"PoseAugHook.load_state_dict: saved for {skeleton}, this hook has {self.skeleton}."
+            )
+        trainer = self._trainer or self._make_trainer(skeleton, device_of(self._estimator))
+        problems = trainer.problems_with(state["training"])
+        if problems:
+            raise PoseAugError(f"PoseAugHook.load_state_dict: {'; '.join(problems)}.")
+        trainer.load_state_dict(state["training"])
+        self._trainer, self.skeleton = trainer, skeleton
+        self._forget()
+
+    # -- behind the scenes -----------------------------------------------------------------------
+
+    def _existing_trainer(self) -> PolicyTrainer:
+        if self._trainer is None:
+            raise PoseAugError(
+                "PoseAugHook has no networks yet: call hook.augment(...) once, or pass skeleton=..."
+            )
+        return self._trainer
+
+    def _ready_trainer(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> PolicyTrainer:  # noqa: ANN401
+        skeleton = self.skeleton
+        count = skeleton.num_joints if skeleton else None
+        if count is None:
+            count = self.adapter.num_joints(inputs_3d) if isinstance(inputs_3d, Tensor) else 0
+        problem = self.adapter.check(inputs_2d, inputs_3d, camera, count)
+        if problem:
+            known = f" for skeleton {skeleton.name!r}" if skeleton else ""
+            raise PoseAugError(f"PoseAugHook.augment: {problem}{known}.")
+        if self._trainer is None:
+            skeleton = infer_skeleton(self.adapter, inputs_2d, inputs_3d, camera)
+            warnings.warn(
+                f"PoseAugHook: took skeleton={skeleton.name!r} for poses with {count} joints; pass "
+                "it to be sure and to silence this.",
+                PoseAugWarning,
+                stacklevel=3,
+            )
+            self.skeleton = skeleton
+            self._trainer = self._make_trainer(skeleton, inputs_3d.device)
+        device = self._trainer.generator.device
+        if inputs_3d.device != device:
+            raise PoseAugError(
+                f"PoseAugHook.augment: the batch must be on {device}, where the hook's networks "
+                f"are, got {inputs_3d.device}."
+            )
+        return self._trainer
+
+    def _forget(self) -> None:
+        self._pending = None
+        self._observer.forget()
+
+    def _count_forgotten_steps(self) -> None:
+        self._augments_without_update += 1
+        if self._augments_without_update == _FORGOTTEN:
+            self._warn(
+                "no-step",
+                f"{_FORGOTTEN} batches were augmented and no optimizer with the estimator's "
+                "parameters has stepped. Is the optimizer a torch.optim.Optimizer? If not, call "
+                "hook.step() right before its step().",
+            )
+
+    def _warn(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(f"PoseAugHook: {message}", PoseAugWarning, stacklevel=4)
+
+    def _on_forward(self, *call: Any) -> None:  # noqa: ANN401
+        if self._pending is not None and self.enabled:
+            self._observer.on_forward(*call)
+
+    def _on_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:  # noqa: ANN401
+        if self._pending is None:
+            return
+        named = self._optimizer
+        if optimizer is named or (named is None and holds_parameters(optimizer, self._estimator)):
+            # With a fused optimizer, GradScaler lets the step happen and has the device undo it.
+            self._train(skip=getattr(optimizer, "found_inf", None))
+
+    def _train(self, skip: Tensor | None) -> None:
+        pending, prediction = self._pending, self._observer.prediction
+        self._forget()
+        if pending is None or not self.enabled:
+            return
+        self._augments_without_update = 0
+        try:
+            with torch.enable_grad(), _full_precision(pending.returned.inputs_3d.device):
+                self._existing_trainer().update(
+                    pending.augmented,
+                    self._observed_error(pending, prediction),
+                    self._estimator_error(pending) if self.config.feedback == "estimator" else None,
+                    skip,
+                )
+        except Exception as failure:
+            raise RuntimeError(
+                f"PoseAugHook.step failed ({type(failure).__name__}: {failure}). The estimator has "
+                "not been changed by it. hook.enabled = False trains on without augmentation."
+            ) from failure
+
+    def _observed_error(self, pending: _Pending, prediction: Tensor | None) -> Tensor | None:
+        """(N,) mean joint error of the user's own forward pass, metres."""
+        augmented, skeleton = pending.augmented, self._existing_trainer().skeleton
+        target = root_relative(augmented.joints, skeleton)
+        if prediction is None:
+            self._warn(
+                "unseen",
+                "the estimator was not seen to take the augmented batch, so the hardness predictor "
+                "learns nothing. Call hook.observe(prediction) after your forward pass.",
+            )
+            return None
+        try:
+            predicted = root_relative(self.adapter.predicted_joints(prediction, skeleton), skeleton)
+            if predicted.shape[1] == 1:
+                middle = target.shape[1] // 2
+                target = target[:, middle : middle + 1]
+            if predicted.shape != target.shape:
+                raise ValueError(f"{tuple(predicted.shape)} against {tuple(target.shape)}")
+        except (RuntimeError, ValueError):
+            self._warn(
+                "unreadable",
+                f"the estimator's output {tuple(prediction.shape)} is not (batch, frames, "
+                f"{skeleton.num_joints}, 3), so the hardness predictor learns nothing. Call "
+                "hook.observe(prediction) with the predicted joints.",
+            )
+            return None
+        return estimator_errors(predicted, target, "mpjpe", skeleton)[:, 0]
+
+    def _estimator_error(self, pending: _Pending) -> ErrorOf:
+        """The estimator's error on poses made from the pending batch, differentiable in them."""
+        trainer, config = self._existing_trainer(), self.config
+        skeleton = trainer.skeleton
+
+        def error_of(keypoints: Tensor, joints: Tensor) -> Tensor:
+            inputs = self.adapter.encode(joints, keypoints, pending.clean, skeleton).inputs_2d
+            output = isolated_call(
+                self._estimator, inputs, trainer.generator, config.estimator_mode
+            )
+            prediction = first_tensor(output)
+            if prediction is None:
+                raise PoseAugError("feedback='estimator' needs an estimator that returns a tensor.")
+            predicted = self.adapter.predicted_joints(prediction, skeleton)
+            return estimator_errors(
+                root_relative(predicted, skeleton),
+                root_relative(joints, skeleton),
+                config.error,
+                skeleton,
+            )
+
+        return error_of
+
+
+def _put(original: Tensor, made: Tensor, clean: Tensor, augmented: Augmented, mix: str) -> Tensor:
+    """The host's batch with augmented rows where they are valid; everything else bit for bit."""
+    keep = augmented.valid.reshape(-1, *[1] * (made.dim() - 1))
+    rows = torch.where(keep, made, clean)
+    original = original.detach()
+    if mix == "append":
+        return torch.cat([original, rows])
+    return original.index_copy(0, augmented.rows, rows).contiguous()
+
+
+def _full_precision(device: torch.device) -> torch.autocast:
+    """The hook's own arithmetic is float32 whatever the user's autocast says."""
+    return torch.autocast(device.type, enabled=False)

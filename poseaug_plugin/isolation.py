@@ -1,0 +1,82 @@
+"""Calling somebody else's network without leaving a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+
+def unwrap_module(module: nn.Module) -> nn.Module:
+    """The user's own module inside DistributedDataParallel, DataParallel or torch.compile."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(
+            module, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        ):
+            inner = module.module
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+@contextmanager
+def own_random_stream(generator: torch.Generator, device: torch.device) -> Iterator[None]:
+    """Let global draws inside (dropout) come from ``generator``, and give the stream back.
+
+    The masks are then not those that the user's next forward pass will draw.
+    """
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        seed = torch.randint(2**31, (1,), generator=generator, device=generator.device)
+        torch.manual_seed(int(seed))
+        yield
+
+
+@contextmanager
+def _inference_layers(module: nn.Module) -> Iterator[None]:
+    """Dropout off and BatchNorm on its running statistics; every mode as found afterwards."""
+    training = [m for m in module.modules() if m.training]
+    try:
+        for m in training:
+            m.training = False
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+def isolated_call(
+    module: nn.Module,
+    inputs: Tensor,
+    generator: torch.Generator,
+    mode: Literal["frozen", "as_found"] = "frozen",
+) -> Tensor:
+    """``module(inputs)`` with detached parameters and cloned buffers.
+
+    Gradients flow to ``inputs`` alone. The module's parameters, gradients, buffers, modes and
+    ``requires_grad`` and the global random streams are afterwards what they were. Runs in the
+    inputs' precision, whatever autocast is on. Forward hooks on the module do see the call.
+
+    Args:
+        module: The user's estimator; wrappers are taken off.
+        inputs: What it takes.
+        generator: Source of dropout masks in mode ``"as_found"``.
+        mode: ``"frozen"``: dropout off, BatchNorm on its running statistics. ``"as_found"``: each
+            layer in the mode it is in.
+
+    Returns:
+        The module's output.
+    """
+    module = unwrap_module(module)
+    parameters = {name: p.detach() for name, p in module.named_parameters()}
+    buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
+    with torch.autocast(inputs.device.type, enabled=False):
+        if mode == "frozen":
+            with _inference_layers(module):
+                return torch.func.functional_call(module, (parameters, buffers), (inputs,))
+        with own_random_stream(generator, inputs.device):
+            return torch.func.functional_call(module, (parameters, buffers), (inputs,))

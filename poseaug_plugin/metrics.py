@@ -1,0 +1,272 @@
+"""How good predicted poses are: the field's metrics, batched, on any device.
+
+Every function takes poses (..., joints, 3), any number of leading axes, and answers in their unit:
+metres in, metres out. Nothing is made root-relative here; do that first where a protocol asks for
+it. Half precision is evaluated and returned in float32. NaN joints give NaN errors and count as
+wrong in `pck` and `auc`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .errors import PoseAugError
+
+Reduction = Literal["mean", "none"]
+
+AUC_THRESHOLDS = tuple(millimetres / 1000 for millimetres in range(0, 151, 5))
+"""Metres. The 31 thresholds of MPI-INF-3DHP, 0 to 150 mm."""
+
+
+def mpjpe(
+    predicted: Tensor,
+    target: Tensor,
+    *,
+    weights: Tensor | None = None,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """Mean per-joint position error: Human3.6M protocol 1 (Ionescu et al. 2014).
+
+    Usable as a loss: its gradient is 0, not NaN, where a joint is hit exactly.
+
+    Args:
+        predicted: (..., J, 3).
+        target: (..., J, 3).
+        weights: Factors that broadcast to (..., J), for example (..., 1) for one per pose. The
+            weighted errors are averaged, not divided by the sum of the weights (VideoPose3D).
+        reduction: ``"mean"`` over everything, or ``"none"``.
+
+    Returns:
+        A scalar, or one error per pose (...) for ``"none"``.
+
+    Raises:
+        PoseAugError: Shapes, a dtype or ``reduction`` do not fit.
+
+    Example:
+        >>> target = torch.zeros(2, 17, 3)
+        >>> mpjpe(target + torch.tensor([3.0, 0.0, 4.0]), target)
+        tensor(5.)
+    """
+    errors = _joint_errors("mpjpe", predicted, target)
+    if weights is not None:
+        try:
+            errors = errors * weights.expand_as(errors)
+        except RuntimeError:
+            raise PoseAugError(
+                f"mpjpe: weights must broadcast to {tuple(errors.shape)}, "
+                f"got {tuple(weights.shape)}."
+            ) from None
+    return _reduce("mpjpe", errors.mean(-1), reduction)
+
+
+def p_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+    """MPJPE after the best similarity transform: Human3.6M protocol 2 (Ionescu et al. 2014).
+
+    Each prediction is moved, rotated and scaled to its target by least squares (Procrustes; Umeyama
+    1991). Mirroring is not allowed, so a left/right swap stays an error.
+
+    Args:
+        predicted: (..., J, 3). All joints in one point: its centroid is aligned.
+        target: (..., J, 3).
+        reduction: ``"mean"`` over everything, or ``"none"``.
+
+    Returns:
+        A scalar, or one error per pose (...) for ``"none"``. Differentiable, but no loss: the
+        gradient is NaN where the best rotation is not unique.
+
+    Raises:
+        PoseAugError: Shapes, a dtype or ``reduction`` do not fit.
+
+    Example:
+        >>> target = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+        >>> turned = target[:, [1, 2, 0]]  # x, y, z renamed cyclically is a rotation
+        >>> bool(p_mpjpe(3 * turned + 1, target) < 1e-5)
+        True
+    """
+    predicted, target = _checked("p_mpjpe", predicted, target)
+    predicted_shape, _ = _normalised(predicted)
+    target_shape, target_size = _normalised(target)
+
+    # The SVD raises on NaN. Replaced here only: the errors below are NaN all the same.
+    covariance = _product(predicted_shape.mT, target_shape).nan_to_num()
+    u, singular_values, vh = torch.linalg.svd(covariance)
+    # Where the best orthogonal map is a mirroring, flipping its weakest axis gives the rotation.
+    one = torch.ones_like(singular_values[..., 0])
+    signs = torch.stack([one, one, torch.linalg.det(_product(u, vh)).sign()], -1)
+    rotation = _product(u * signs.unsqueeze(-2), vh)
+    scale = (singular_values * signs).sum(-1)[..., None, None]
+
+    difference = scale * _product(predicted_shape, rotation) - target_shape
+    errors = (difference * target_size).norm(dim=-1)
+    return _reduce("p_mpjpe", errors.mean(-1), reduction)
+
+
+def n_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+    """MPJPE after the best scaling of each prediction about the origin (Rhodin et al. 2018).
+
+    Args:
+        predicted: (..., J, 3), root-relative as a rule: the origin is the fixed point.
+        target: (..., J, 3).
+        reduction: ``"mean"`` over everything, or ``"none"``.
+
+    Returns:
+        A scalar, or one error per pose (...) for ``"none"``.
+
+    Raises:
+        PoseAugError: Shapes, a dtype or ``reduction`` do not fit.
+
+    Example:
+        >>> target = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
+        >>> n_mpjpe(4 * target, target)
+        tensor(0.)
+    """
+    predicted, target = _checked("n_mpjpe", predicted, target)
+    agreement = (predicted * target).sum((-2, -1), keepdim=True)
+    # The floor only matters for an all-zero prediction, which any scale leaves where it is.
+    squared_size = predicted.square().sum((-2, -1), keepdim=True)
+    scale = agreement / squared_size.clamp(min=torch.finfo(predicted.dtype).tiny)
+    errors = (scale * predicted - target).norm(dim=-1)
+    return _reduce("n_mpjpe", errors.mean(-1), reduction)
+
+
+def mpjve(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+    """Mean per-joint velocity error: how much a sequence jitters (Pavllo et al. 2019).
+
+    Velocities are differences of neighbouring frames, in the unit of the input per frame. (The code
+    released with the paper differences axis 0; here it is always the time axis, -3.)
+
+    Args:
+        predicted: (..., T, J, 3), at least two frames.
+        target: (..., T, J, 3).
+        reduction: ``"mean"`` over everything, or ``"none"``.
+
+    Returns:
+        A scalar, or one error per sequence (...) for ``"none"``.
+
+    Raises:
+        PoseAugError: Shapes, a dtype or ``reduction`` do not fit.
+
+    Example:
+        >>> target = torch.zeros(10, 17, 3)
+        >>> mpjve(target + 0.5, target)  # off, but steadily
+        tensor(0.)
+    """
+    predicted, target = _checked("mpjve", predicted, target)
+    if predicted.dim() < 3 or predicted.shape[-3] < 2:
+        raise PoseAugError(
+            "mpjve: predicted must be (..., frames, joints, 3) with two frames or more, "
+            f"got {tuple(predicted.shape)}."
+        )
+    errors = (predicted - target).diff(dim=-3).norm(dim=-1)
+    return _reduce("mpjve", errors.mean((-2, -1)), reduction)
+
+
+def pck(predicted: Tensor, target: Tensor, *, threshold: float = 0.150) -> Tensor:
+    """Percentage of correct keypoints in 3D, 3DPCK (Mehta et al. 2017, MPI-INF-3DHP).
+
+    Every joint passed counts. A root joint at the origin in both poses is always correct: drop it
+    beforehand, or keep it to compare with the released PoseAug numbers.
+
+    Args:
+        predicted: (..., J, 3).
+        target: (..., J, 3).
+        threshold: An error below it is correct; in the unit of the poses, by default 150 mm.
+
+    Returns:
+        A scalar in [0, 100].
+
+    Raises:
+        PoseAugError: Shapes or a dtype do not fit.
+
+    Example:
+        >>> predicted = torch.tensor([[0.1, 0.0, 0.0], [0.2, 0.0, 0.0]])
+        >>> pck(predicted, torch.zeros(2, 3))
+        tensor(50.)
+    """
+    errors = _joint_errors("pck", predicted, target)
+    return 100 * (errors < threshold).to(errors.dtype).mean()
+
+
+def auc(
+    predicted: Tensor, target: Tensor, *, thresholds: Sequence[float] = AUC_THRESHOLDS
+) -> Tensor:
+    """Area under the PCK curve: the mean of `pck` over thresholds (Mehta et al. 2017).
+
+    The usual thresholds start at 0, below which no error lies, so a perfect prediction gets 30/31:
+    96.8.
+
+    Args:
+        predicted: (..., J, 3).
+        target: (..., J, 3).
+        thresholds: In the unit of the poses, by default 0, 5, ... 150 mm.
+
+    Returns:
+        A scalar in [0, 100].
+
+    Raises:
+        PoseAugError: Shapes or a dtype do not fit, or there are no thresholds.
+
+    Example:
+        >>> auc(torch.full((17, 3), 0.1), torch.zeros(17, 3), thresholds=[0.1, 0.2, 0.3, 0.4])
+        tensor(75.)
+    """
+    errors = _joint_errors("auc", predicted, target)
+    if not len(thresholds):
+        raise PoseAugError("auc: thresholds must not be empty.")
+    edges = torch.tensor(sorted(thresholds), dtype=errors.dtype, device=errors.device)
+    # Thresholds not above an error are those that it misses: no (..., J, thresholds) array needed.
+    missed = torch.searchsorted(edges, errors, side="right")
+    return 100 * (1 - missed.to(errors.dtype).mean() / len(edges))
+
+
+def _checked(name: str, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both poses in one dtype that can be computed with, or an error that begins with ``name``."""
+    if predicted.dim() < 2 or predicted.shape[-1] != 3:
+        raise PoseAugError(
+            f"{name}: predicted must be (..., joints, 3), got {tuple(predicted.shape)}."
+        )
+    if predicted.shape != target.shape:
+        raise PoseAugError(
+            f"{name}: predicted and target must have the same shape, "
+            f"got {tuple(predicted.shape)} and {tuple(target.shape)}."
+        )
+    if not (predicted.is_floating_point() and target.is_floating_point()):
+        raise PoseAugError(
+            f"{name}: predicted and target must be floating point, "
+            f"got {predicted.dtype} and {target.dtype}."
+        )
+    # There is no SVD in half precision, and a sum over joints would lose millimetres.
+    dtype = torch.promote_types(torch.promote_types(predicted.dtype, target.dtype), torch.float32)
+    return predicted.to(dtype), target.to(dtype)
+
+
+def _joint_errors(name: str, predicted: Tensor, target: Tensor) -> Tensor:
+    """Distances (..., J) between joints."""
+    predicted, target = _checked(name, predicted, target)
+    errors: Tensor = (predicted - target).norm(dim=-1)
+    return errors
+
+
+def _normalised(pose: Tensor) -> tuple[Tensor, Tensor]:
+    """A pose about its centroid at norm 1 (0 if it is one point), and its norm (..., 1, 1)."""
+    centred = pose - pose.mean(-2, keepdim=True)
+    size = centred.norm(dim=(-2, -1), keepdim=True)
+    # Dividing by infinity makes 0 of a pose without size, and leaves NaN what is NaN.
+    return centred / size.masked_fill(size == 0, torch.inf), size
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """``left @ right`` in full precision, which a matmul loses under autocast or TF32."""
+    return (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2)
+
+
+def _reduce(name: str, values: Tensor, reduction: str) -> Tensor:
+    if reduction == "mean":
+        return values.mean()
+    if reduction == "none":
+        return values
+    raise PoseAugError(f"{name}: reduction must be mean or none, got {reduction!r}.")

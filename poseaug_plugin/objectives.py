@@ -1,0 +1,178 @@
+"""What policy, critics and predictor minimise: the losses put together, as pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .augmentation import AugmentationParameters, AugmentedPoses, bone_angle_change
+from .bones import skeleton_tables
+from .camera import project_points
+from .config import PoseAugConfig
+from .losses import (
+    dead_zone,
+    hinge_feedback,
+    lsgan_policy_loss,
+    paper_feedback,
+    rectified_mean,
+    released_feedback,
+    weighted_mean,
+)
+from .skeleton import Skeleton
+
+ErrorOf = Callable[[Tensor, Tensor], Tensor]
+"""(keypoints (B, T, J, 2), joints (B, T, J, 3)) to the estimator's errors (B, groups)."""
+
+
+class Generated(NamedTuple):
+    """What one call of `augment` made, still attached to the policy's graph."""
+
+    clean: Tensor  # (B, T, J, 3) the poses it was made from
+    clean_keypoints: Tensor  # (B, T, J, 2) their projection
+    parameters: AugmentationParameters
+    poses: AugmentedPoses
+    keypoints: Tensor  # (B, T, J, 2) projection of the moved poses
+    intrinsics: Tensor  # (B, 9)
+    weights: Tensor  # (B,) 1 for usable samples, else 0
+
+    def middle(self, poses: Tensor) -> Tensor:
+        """(B, J, .) of the window's middle frame, which the critics see."""
+        return poses[:, poses.shape[1] // 2]
+
+
+class PolicyLosses(NamedTuple):
+    """The terms of the policy's loss, weighted; `total` is their sum."""
+
+    total: Tensor
+    adversarial_3d: Tensor
+    adversarial_2d: Tensor
+    feedback: Tensor
+    range: Tensor
+    frame: Tensor
+
+
+def policy_objective(
+    generated: Generated,
+    critic_3d: nn.Module,
+    critic_2d: nn.Module,
+    error_of: ErrorOf | None,
+    config: PoseAugConfig,
+    skeleton: Skeleton,
+    progress: float = 0.0,
+) -> PolicyLosses:
+    """Loss of the policy (PoseAug section 3.4): adversarial + feedback + range.
+
+    Args:
+        generated: The augmented batch.
+        critic_3d: Scores (B, J, 3).
+        critic_2d: Scores (B, J, 2).
+        error_of: The estimator's error, or a prediction of it; None leaves feedback out.
+        config: Options.
+        skeleton: The tree.
+        progress: Share of the training that is done.
+    """
+    weights = generated.weights
+    adversarial_3d, adversarial_2d = (
+        lsgan_policy_loss(
+            critic(generated.middle(fake)),
+            weights,
+            critic(generated.middle(real)).detach() if config.both_sided else None,
+        )
+        * weight
+        for critic, real, fake, weight in (
+            (critic_3d, generated.clean, generated.poses.bent, config.weight_3d),
+            (critic_2d, generated.clean_keypoints, generated.keypoints, config.weight_2d),
+        )
+    )
+    change = range_penalty(generated, config, skeleton) * config.range_weight
+    frame = weights.new_zeros(())
+    if config.frame_weight:
+        frame = config.frame_weight * frame_penalty(generated, config.aspect_ratio)
+    feedback = weights.new_zeros(())
+    if error_of is not None and (progress > config.warmup or not config.warmup):
+        feedback = feedback_objective(generated, error_of, config, progress)
+    total = adversarial_3d + adversarial_2d + feedback + change + frame
+    return PolicyLosses(total, adversarial_3d, adversarial_2d, feedback, change, frame)
+
+
+def feedback_objective(
+    generated: Generated, error_of: ErrorOf, config: PoseAugConfig, progress: float
+) -> Tensor:
+    """Weighted feedback on bent and moved poses against the clean ones (PoseAug equation 3)."""
+    easier = error_of(generated.clean_keypoints, generated.clean).detach()
+    total = easier.new_zeros(())
+    if config.bent_weight:
+        seen = project_points(
+            generated.poses.bent, generated.intrinsics, clamp_rays=config.clamp_rays
+        )
+        harder = error_of(seen, generated.poses.bent)
+        ratio = config.bent_hardness.at(progress)
+        loss = _compare(harder, easier, ratio, config.bent_tolerance, config)
+        total = total + config.bent_weight * weighted_mean(loss, generated.weights)
+    if config.moved_weight:
+        harder = error_of(generated.keypoints, generated.poses.moved)
+        ratio = config.moved_hardness.at(progress)
+        loss = _compare(harder, easier, ratio, config.moved_tolerance, config)
+        total = total + config.moved_weight * weighted_mean(loss, generated.weights)
+    return total
+
+
+def _compare(
+    harder: Tensor, easier: Tensor, ratio: float, tolerance: float, config: PoseAugConfig
+) -> Tensor:
+    if config.feedback_loss == "released":
+        return released_feedback(harder, easier, ratio, tolerance)
+    if config.feedback_loss == "paper":
+        return paper_feedback(harder, easier, ratio)
+    return hinge_feedback(harder, easier, ratio)
+
+
+def range_penalty(generated: Generated, config: PoseAugConfig, skeleton: Skeleton) -> Tensor:
+    """Keeps bone angles and lengths near the source's (PoseAug equation 4)."""
+    turned = bone_angle_change(
+        generated.middle(generated.clean), generated.middle(generated.poses.bent), skeleton
+    )
+    ratios = generated.parameters.bone_length_ratio[:, 0]
+    ratios = ratios @ skeleton_tables(skeleton, ratios.device, ratios.dtype).pooling.T
+    centre, half_width = config.angle_range
+    if config.range_penalty == "released":
+        angle = dead_zone(turned.mean(1), centre, half_width)
+        length = dead_zone(ratios, 0.0, config.length_limit)
+    else:
+        angle = rectified_mean(turned, centre)
+        length = rectified_mean(ratios.abs(), config.length_limit)
+    return weighted_mean(angle, generated.weights) + weighted_mean(length, generated.weights)
+
+
+def frame_penalty(generated: Generated, aspect_ratio: float) -> Tensor:
+    """Mean squared distance of keypoints outside the frame; its gradient pulls a pose back."""
+    x, y = generated.keypoints.unbind(-1)
+    outside = (x.abs() - 1).relu().square() + (y.abs() - aspect_ratio).relu().square()
+    # Bounded, so that a pose far outside does not drown the others, and never without gradient.
+    return weighted_mean(outside / (1 + outside), generated.weights)
+
+
+class PredictorFit(NamedTuple):
+    """Loss of the hardness predictor and how much of the spread it explains."""
+
+    loss: Tensor
+    r_squared: Tensor
+
+
+def predictor_objective(predicted: Tensor, observed_error: Tensor, weights: Tensor) -> PredictorFit:
+    """Squared error of the predicted log error.
+
+    Args:
+        predicted: (B,) log of the error.
+        observed_error: (B,) metres, from the user's own forward pass.
+        weights: (B,).
+    """
+    usable = weights * (observed_error.isfinite() & (observed_error > 0)).to(weights.dtype)
+    log_error = torch.where(usable > 0, observed_error, 1.0).clamp(min=1e-6).log()
+    loss = weighted_mean((predicted - log_error).square(), usable)
+    mean = weighted_mean(log_error, usable)
+    spread = weighted_mean((log_error - mean).square(), usable)
+    return PredictorFit(loss, 1 - loss.detach() / spread.clamp(min=1e-6))

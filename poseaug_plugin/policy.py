@@ -1,0 +1,378 @@
+"""From poses and noise to `AugmentationParameters`: at random, or learned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .augmentation import AugmentationParameters, centre_root, identity_parameters
+from .bones import bone_lengths, joints_to_bones, per_bone
+from .errors import PoseAugError
+from .grouped import GroupedLinear
+from .rigid import axis_angle_to_matrix, root_relative, view_rotation
+from .skeleton import Skeleton, find_skeleton
+
+Operation = Literal["bone_angle", "bone_length", "rigid"]
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+
+Start = Literal["random", "released"]
+
+# How far the learned residual may move a draw of the base distribution: less than the spread of
+# that distribution itself, so that a batch stays diverse whatever is learned.
+_DIRECTION_LIMIT = 0.3
+_LENGTH_LIMIT = 0.1
+_ROTATION_LIMIT = 0.5  # radians per axis
+_DEPTH_LIMIT = 0.3  # of log depth
+_RAY_LIMIT = 0.1  # of x/z and y/z
+
+_RELEASED_LENGTH_LIMIT = 0.2
+_RELEASED_ROTATION_LIMIT = 3.1415
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """How widely random augmentation draws.
+
+    Attributes:
+        yaw: Turn about the vertical, uniform in +-yaw, radians; pi is every side.
+        pitch: Tilt towards the camera, standard deviation in radians.
+        roll: Lean in the picture, standard deviation in radians.
+        depth: A pose takes the root position of another pose of the batch, times a factor drawn
+            uniformly between these two.
+        bone_angle: Standard deviation per coordinate of the offset added to unit bone vectors.
+        bone_length: Length ratios are uniform in +-bone_length, left and right tied.
+    """
+
+    yaw: float = math.pi
+    pitch: float = 0.35
+    roll: float = 0.15
+    depth: tuple[float, float] = (0.7, 1.5)
+    bone_angle: float = 0.1
+    bone_length: float = 0.15
+
+
+class Policy(nn.Module):
+    """From poses and noise to parameters, in two steps.
+
+    `regress` runs the networks once for a pose; `assemble` makes the parameters of one augmentation
+    out of that and a draw of the base distribution, of which a pose can have several candidates.
+    A policy of one's own overrides both.
+
+    Shape:
+        joints (B, T, J, 3) camera-space metres and noise (B, noise_size), standard normal, the base
+        draw first -> `AugmentationParameters`. The same poses and noise give the same parameters.
+    """
+
+    base_noise_size: int
+    network_noise_size: int
+
+    @property
+    def noise_size(self) -> int:
+        """Standard normal numbers that one augmentation takes."""
+        return self.base_noise_size + self.network_noise_size
+
+    def regress(self, joints: Tensor, network_noise: Tensor) -> RawParameters | None:
+        """(B, T, J, 3) and (B, network_noise_size) to what `assemble` needs of the networks."""
+        return None
+
+    def assemble(
+        self, joints: Tensor, base_noise: Tensor, raw: RawParameters | None
+    ) -> AugmentationParameters:
+        """The parameters for (B, base_noise_size) and what `regress` gave."""
+        raise TypeError(f"{type(self).__name__} must define assemble(joints, base_noise, raw).")
+
+    def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
+        """Both steps in one."""
+        base_noise, network_noise = noise.split([self.base_noise_size, self.network_noise_size], 1)
+        return self.assemble(joints, base_noise, self.regress(joints, network_noise))
+
+
+class RawParameters(NamedTuple):
+    """What the networks put out, before it is bounded."""
+
+    bone_angle: Tensor  # (B, bones, 3)
+    bone_length: Tensor  # (B, groups)
+    rotation: Tensor  # (B, 3)
+    translation: Tensor  # (B, 3)
+
+
+def _uniform(normal: Tensor) -> Tensor:
+    """Standard normal to uniform in (0, 1)."""
+    return torch.special.ndtr(normal)
+
+
+class RandomPolicy(Policy):
+    """Random augmentation with nothing learned: what one would use without PoseAug.
+
+    Args:
+        skeleton: A `Skeleton` or the name of a preset.
+        spread: How widely to draw.
+        operations: Which of ``bone_angle``, ``bone_length`` and ``rigid`` to do.
+        fixed_trunk: Keep the bones between the root and the limbs' attachments unbent.
+
+    Example:
+        >>> policy = RandomPolicy("h36m_16")
+        >>> joints = torch.randn(8, 1, 16, 3) + torch.tensor([0.0, 0.0, 5.0])
+        >>> policy(joints, torch.randn(8, policy.noise_size)).rotation.shape
+        torch.Size([8, 1, 3, 3])
+    """
+
+    def __init__(
+        self,
+        skeleton: Skeleton | str,
+        *,
+        spread: Spread | None = None,
+        operations: tuple[Operation, ...] = OPERATIONS,
+        fixed_trunk: bool = False,
+    ) -> None:
+        super().__init__()
+        self.skeleton = find_skeleton(skeleton)
+        self.spread = spread or Spread()
+        self.operations = check_operations(operations)
+        self.fixed_trunk = fixed_trunk
+        self._sizes = (3 * self.skeleton.num_bones, self.skeleton.num_bone_length_groups, 3, 2)
+        self.base_noise_size, self.network_noise_size = sum(self._sizes), 0
+        self.register_buffer(
+            "free_bones", _free_bones(self.skeleton, fixed_trunk), persistent=False
+        )
+
+    free_bones: Tensor
+
+    def assemble(
+        self, joints: Tensor, base_noise: Tensor, raw: RawParameters | None = None
+    ) -> AugmentationParameters:
+        """Draw parameters; there is no network to listen to."""
+        spread, skeleton = self.spread, self.skeleton
+        directions, lengths, view, place = base_noise.split(self._sizes, dim=1)
+        parameters = identity_parameters(joints, skeleton)
+        if "bone_angle" in self.operations:
+            offset = directions.reshape(-1, 1, skeleton.num_bones, 3) * spread.bone_angle
+            parameters = parameters._replace(bone_direction_offset=offset * self.free_bones)
+        if "bone_length" in self.operations:
+            ratio = (2 * _uniform(lengths) - 1) * spread.bone_length
+            parameters = parameters._replace(
+                bone_length_ratio=per_bone(ratio, skeleton).unsqueeze(1)
+            )
+        if "rigid" in self.operations:
+            yaw = (2 * _uniform(view[:, 0:1]) - 1) * spread.yaw
+            rotation = view_rotation(yaw, view[:, 1:2] * spread.pitch, view[:, 2:3] * spread.roll)
+            batch = joints.shape[0]
+            donor = (_uniform(place[:, 0]) * batch).long().clamp(max=batch - 1)
+            nearest, furthest = spread.depth
+            factor = nearest + (furthest - nearest) * _uniform(place[:, 1, None, None])
+            parameters = parameters._replace(
+                rotation=rotation, translation=centre_root(joints, skeleton)[donor] * factor
+            )
+        return parameters
+
+
+class AugmentationPolicy(Policy):
+    """The pose augmentor of PoseAug (section 3.2), for any skeleton.
+
+    ``start="random"``: draws from `RandomPolicy`, and a network that starts at zero learns a
+    bounded residual on top, so that poses are plausible and in frame from the first step and a
+    batch stays diverse. ``start="released"``: the reference network (four MLPs with batch
+    normalisation), its formulas and nothing else.
+
+    Args:
+        skeleton: A `Skeleton` or the name of a preset.
+        start: See above.
+        spread: Base distribution of ``start="random"``.
+        operations: Which of ``bone_angle``, ``bone_length`` and ``rigid`` to do.
+        fixed_trunk: Keep the bones between the root and the limbs' attachments unbent, and the
+            anchor length unchanged, as the released code does.
+        shared_extractor: One feature extractor for all regressors, as the paper has it, instead of
+            four networks, as the released code does.
+        width: Hidden width.
+
+    Shape:
+        joints (B, T, J, 3), noise (B, noise_size) -> `AugmentationParameters`. The networks see the
+        root-relative pose of the window's middle frame.
+    """
+
+    STAGES = 2
+    NOISE = 48
+
+    def __init__(
+        self,
+        skeleton: Skeleton | str,
+        *,
+        start: Start = "random",
+        spread: Spread | None = None,
+        operations: tuple[Operation, ...] = OPERATIONS,
+        fixed_trunk: bool = False,
+        shared_extractor: bool = False,
+        width: int = 256,
+    ) -> None:
+        super().__init__()
+        if start not in get_args(Start):
+            raise PoseAugError(
+                f"AugmentationPolicy: start must be random or released, got {start!r}."
+            )
+        self.skeleton = skeleton = find_skeleton(skeleton)
+        self.start = start
+        self.operations = check_operations(operations)
+        self.base = RandomPolicy(
+            skeleton, spread=spread, operations=operations, fixed_trunk=fixed_trunk
+        )
+        branches = 1 if shared_extractor else 4
+        self.network = _BranchNetwork(
+            skeleton, branches, width, self.STAGES, self.NOISE, normalise=start == "released"
+        )
+        self.register_buffer("free_lengths", _free_lengths(skeleton, fixed_trunk), persistent=False)
+        self.base_noise_size = self.base.base_noise_size if start == "random" else 0
+        self.network_noise_size = self.network.noise_size
+        if start == "random":
+            self.network.start_at_zero()
+
+    free_lengths: Tensor
+
+    def regress(self, joints: Tensor, network_noise: Tensor) -> RawParameters:
+        """Run the networks on the middle frame of (B, T, J, 3)."""
+        middle = root_relative(joints[:, joints.shape[1] // 2], self.skeleton)
+        return self.network(middle, network_noise)
+
+    def assemble(
+        self, joints: Tensor, base_noise: Tensor, raw: RawParameters | None
+    ) -> AugmentationParameters:
+        """Bound what the networks said and put it on top of the base draw."""
+        assert raw is not None
+        if self.start == "released":
+            return self._released_parameters(joints, raw)
+        return self._residual_parameters(self.base(joints, base_noise), raw)
+
+    def _residual_parameters(
+        self, base: AugmentationParameters, raw: RawParameters
+    ) -> AugmentationParameters:
+        if "bone_angle" in self.operations:
+            learned = (_DIRECTION_LIMIT * raw.bone_angle.tanh()).unsqueeze(1) * self.base.free_bones
+            base = base._replace(bone_direction_offset=base.bone_direction_offset + learned)
+        if "bone_length" in self.operations:
+            learned = _LENGTH_LIMIT * (raw.bone_length * self.free_lengths).tanh()
+            ratio = base.bone_length_ratio + per_bone(learned, self.skeleton).unsqueeze(1)
+            base = base._replace(bone_length_ratio=ratio)
+        if "rigid" in self.operations:
+            turn = axis_angle_to_matrix(_ROTATION_LIMIT * raw.rotation.tanh()).unsqueeze(1)
+            shift = raw.translation.tanh().unsqueeze(1)
+            depth = base.translation[..., 2:]
+            # Along rays and log depth: in front of the camera by construction.
+            ray = base.translation[..., :2] / depth + _RAY_LIMIT * shift[..., :2]
+            depth = depth * (_DEPTH_LIMIT * shift[..., 2:]).exp()
+            base = base._replace(
+                rotation=turn @ base.rotation, translation=torch.cat([ray * depth, depth], -1)
+            )
+        return base
+
+    def _released_parameters(self, joints: Tensor, raw: RawParameters) -> AugmentationParameters:
+        parameters = identity_parameters(joints, self.skeleton)
+        if "bone_angle" in self.operations:
+            offset = raw.bone_angle.unsqueeze(1) * self.base.free_bones
+            parameters = parameters._replace(bone_direction_offset=offset)
+        if "bone_length" in self.operations:
+            ratio = _RELEASED_LENGTH_LIMIT * (raw.bone_length * self.free_lengths).tanh()
+            parameters = parameters._replace(
+                bone_length_ratio=per_bone(ratio, self.skeleton).unsqueeze(1)
+            )
+        if "rigid" in self.operations:
+            rotation = axis_angle_to_matrix(_RELEASED_ROTATION_LIMIT * raw.rotation.tanh())
+            translation = torch.cat([raw.translation[:, :2], raw.translation[:, 2:].square()], 1)
+            parameters = parameters._replace(
+                rotation=rotation.unsqueeze(1), translation=translation.unsqueeze(1)
+            )
+        return parameters
+
+
+class _BranchNetwork(nn.Module):
+    """The regressors' MLPs as one stack of batched matrix products.
+
+    Branches in order: bone angle, bone length, rotation, translation. Only the second also sees the
+    bone lengths (`released` gan_generator.BLGenerator).
+    """
+
+    LENGTH_BRANCH = 1
+
+    def __init__(
+        self,
+        skeleton: Skeleton,
+        branches: int,
+        width: int,
+        stages: int,
+        noise: int,
+        *,
+        normalise: bool,
+    ) -> None:
+        super().__init__()
+        self.skeleton = skeleton
+        self.branches = branches
+        self.noise_size = branches * noise
+        self.inputs = GroupedLinear(branches, 3 * skeleton.num_joints + noise, width)
+        self.lengths = nn.Linear(skeleton.num_bones, width, bias=False)
+        self.hidden = nn.ModuleList(
+            [GroupedLinear(branches, width, width) for _ in range(2 * stages)]
+        )
+        self.norms = nn.ModuleList(
+            [
+                nn.BatchNorm1d(branches * width) if normalise else nn.Identity()
+                for _ in range(2 * stages + 1)
+            ]
+        )
+        sizes = (3 * skeleton.num_bones, skeleton.num_bone_length_groups, 3, 3)
+        self.heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
+
+    def start_at_zero(self) -> None:
+        """Make every output zero, and keep the gradients of the last layers alive."""
+        for parameter in self.heads.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, relative_joints: Tensor, noise: Tensor) -> RawParameters:
+        """(B, J, 3) metres and (B, noise_size) to raw parameters."""
+        batch = relative_joints.shape[0]
+        pose = relative_joints.flatten(1).unsqueeze(1).expand(-1, self.branches, -1)
+        features = self.inputs(torch.cat([pose, noise.reshape(batch, self.branches, -1)], -1))
+        lengths = self.lengths(bone_lengths(joints_to_bones(relative_joints, self.skeleton)))
+        branch = min(self.LENGTH_BRANCH, self.branches - 1)
+        before, own, after = features.split([branch, 1, self.branches - branch - 1], 1)
+        features = torch.cat([before, own + lengths.unsqueeze(1), after], 1)
+        features = self._activate(features, self.norms[0])
+        for layer, norm in zip(self.hidden, self.norms[1:], strict=True):
+            features = self._activate(layer(features), norm)
+        angle, length, rotation, translation = (
+            head(features[:, min(i, self.branches - 1)]) for i, head in enumerate(self.heads)
+        )
+        return RawParameters(angle.unflatten(1, (-1, 3)), length, rotation, translation)
+
+    @staticmethod
+    def _activate(features: Tensor, norm: nn.Module) -> Tensor:
+        return nn.functional.leaky_relu(norm(features.flatten(1)).view_as(features))
+
+
+def check_operations(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
+    """Refuse unknown names.
+
+    Raises:
+        PoseAugError: An operation is none of `OPERATIONS`.
+    """
+    unknown = [o for o in operations if o not in OPERATIONS]
+    if unknown or isinstance(operations, str):
+        raise PoseAugError(f"operations must be a tuple out of {OPERATIONS}, got {operations!r}.")
+    return tuple(operations)
+
+
+def _free_bones(skeleton: Skeleton, fixed_trunk: bool) -> Tensor:
+    """(bones, 1): 0 for bones that must not bend."""
+    free = torch.ones(skeleton.num_bones, 1)
+    if fixed_trunk:
+        free[list(skeleton.trunk_bones)] = 0.0
+    return free
+
+
+def _free_lengths(skeleton: Skeleton, fixed_trunk: bool) -> Tensor:
+    """(groups,): 0 for the length that keeps the scale."""
+    free = torch.ones(skeleton.num_bone_length_groups)
+    if fixed_trunk and skeleton.anchor_length_group is not None:
+        free[skeleton.anchor_length_group] = 0.0
+    return free
