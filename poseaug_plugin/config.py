@@ -25,7 +25,9 @@ class PoseAugConfig:
         width: Hidden width of policy and 3D critic.
         mix: ``"replace"`` a share of the batch, or ``"append"`` an augmented copy of all of it.
         share: Share of the batch that is replaced.
-        candidates: Augmentations drawn per pose; the hardness predictor keeps the hardest one.
+        candidates: Augmentations drawn per pose; the hardness predictor chooses among them.
+        hardness: How many times the estimator's error on original poses its error on augmented ones
+            should be; the choice among candidates is steered to it.
         feedback: Which error the policy hears about: the one ``"predicted"`` from watching the
             user's own forward pass, the ``"estimator"``'s in isolated passes, or ``"none"``.
         feedback_loss: ``"hinge"`` (ours), ``"paper"`` (equation 3) or ``"released"`` (dead zone).
@@ -74,6 +76,7 @@ class PoseAugConfig:
     mix: Literal["replace", "append"] = "replace"
     share: float = 0.5
     candidates: int = 8
+    hardness: float = 2.0
     feedback: Literal["predicted", "estimator", "none"] = "predicted"
     feedback_loss: Literal["hinge", "paper", "released"] = "hinge"
     error: ErrorKind = "mpjpe"

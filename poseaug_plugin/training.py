@@ -19,7 +19,7 @@ from .diagnostics import Monitor
 from .discriminators import KeypointDiscriminator, PartKCSDiscriminator
 from .errors import PoseAugError
 from .guarded import GuardedAdam
-from .hardness import HardnessPredictor, hardest_candidate
+from .hardness import HardnessController, HardnessPredictor, choose_candidate
 from .losses import critic_accuracy, lsgan_critic_loss, weighted_mean
 from .objectives import (
     ErrorOf,
@@ -107,6 +107,7 @@ class PolicyTrainer:
             predictor = HardnessPredictor(skeleton)
         self.policy.to(device).train()
         self.monitor = Monitor().to(device)
+        self.controller = HardnessController().to(device)
         self._policy_adam = self._adam(self.policy, config.learning_rate) if learns else None
         self.critics: tuple[Critic, ...] = ()
         if learns:
@@ -200,8 +201,16 @@ class PolicyTrainer:
         parameters = self.policy.assemble(repeated.joints, base_noise.flatten(0, 1), raw)
         drawn = self._apply(repeated, parameters)
         scores = self._predict(drawn.keypoints, drawn.poses.moved)
-        return hardest_candidate(
-            scores.reshape(-1, candidates), self._valid(drawn).reshape(-1, candidates)
+        return choose_candidate(
+            scores.reshape(-1, candidates),
+            self._valid(drawn).reshape(-1, candidates),
+            self.controller.exponent,
+            torch.rand(
+                len(scores) // candidates,
+                candidates,
+                device=scores.device,
+                generator=self.generator,
+            ),
         )
 
     def _apply(self, batch: CanonicalBatch, parameters: AugmentationParameters) -> Generated:
@@ -266,7 +275,8 @@ class PolicyTrainer:
                 self.losses = self.losses.with_critic(critic.name, loss.detach())
                 readings[f"accuracy_{critic.name}"] = accuracy
         if observed is not None:
-            readings["hardness_ratio"] = _ratio(observed, augmented)
+            readings["hardness_ratio"] = ratio = _ratio(observed, augmented)
+            self.controller.update(ratio, self.config.hardness)
         if observed is not None and self.predictor is not None:
             fit = predictor_objective(
                 self._predict(augmented.keypoints, augmented.joints),
@@ -333,7 +343,11 @@ class PolicyTrainer:
 
     def _modules(self) -> nn.ModuleDict:
         """Every module with something to save."""
-        modules: dict[str, nn.Module] = {"policy": self.policy, "monitor": self.monitor}
+        modules: dict[str, nn.Module] = {
+            "policy": self.policy,
+            "monitor": self.monitor,
+            "controller": self.controller,
+        }
         for critic in self.critics:
             modules[f"critic_{critic.name}"] = critic.network
             modules[f"pool_{critic.name}"] = critic.pool

@@ -37,7 +37,7 @@ def agree(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
     if expected.numel():
         # 1e-12 is for expected zeros.
         limit = tolerance * float(expected.abs().max()) + 1e-12
-        assert float((actual - expected).abs().max()) <= limit
+        assert float((actual.detach() - expected).abs().max()) <= limit
 
 
 # -- poses and cameras -----------------------------------------------------------------------------
