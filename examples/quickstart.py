@@ -1,12 +1,12 @@
-"""Train one 2D-to-3D lifter three ways and see how it does on people and cameras it never saw.
+"""Train one 2D-to-3D lifter three ways; see how it does on people and cameras it never saw.
 
-    python examples/quickstart.py                        # procedural motion, a few minutes
-    python examples/quickstart.py --data FOLDER          # source_cmu.npz, target_bandai.npz, cameras.json
+    python examples/quickstart.py                     # procedural motion, about two minutes
+    python examples/quickstart.py --data FOLDER       # motion capture, see docs/results.md
     python examples/quickstart.py --h36m data_3d_h36m.npz
 
-No augmentation, random augmentation (`preset="random"`) and PoseAug's loop (`PoseAugHook`), each with
-the same number of optimizer steps. Prints a table, writes results, a figure and checkpoints to `--out`;
-`--resume` goes on from there, bit for bit.
+No augmentation, random augmentation (`preset="random"`) and PoseAug's loop (`PoseAugHook`), each
+with the same number of optimizer steps. Prints a table; writes results, a figure and checkpoints to
+`--out`; `--resume` goes on from there, bit for bit.
 """
 
 from __future__ import annotations
@@ -50,7 +50,12 @@ class Block(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for _ in range(2):
-            layers += [nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(dropout)]
+            layers += [
+                nn.Linear(width, width),
+                nn.BatchNorm1d(width),
+                nn.ReLU(),
+                nn.Dropout(dropout),
+            ]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,8 +107,12 @@ def load_data(arguments: argparse.Namespace, device: torch.device) -> Data:
         source, target = source_motion(), target_motion()
     to_target = rigs.centres["target"] - rigs.centres["source"]
 
-    def seen(motion: Any, rig: str, subjects: Any = None, shift: Any = (0, 0), step: int = 1) -> Pairs:
-        return pairs(motion, rigs.cameras[rig], subjects, joints=16, every=every * step, shift=shift)
+    def seen(
+        motion: Any, rig: str, subjects: Any = None, shift: Any = (0, 0), step: int = 1
+    ) -> Pairs:
+        return pairs(
+            motion, rigs.cameras[rig], subjects, joints=16, every=every * step, shift=shift
+        )
 
     in_domain = seen(source, "source", TEST_SUBJECTS)
     tests = {"in-domain": in_domain}
@@ -125,7 +134,10 @@ def load_data(arguments: argparse.Namespace, device: torch.device) -> Data:
         inputs_2d,
         inputs_3d,
         cameras,
-        {name: (k, j - j[:, :, :1]) for name, (k, j) in ((n, tensors(p)) for n, p in tests.items())},
+        {
+            name: (k, j - j[:, :, :1])
+            for name, (k, j) in ((n, tensors(p)) for n, p in tests.items())
+        },
     )
 
 
@@ -159,7 +171,9 @@ class Run:
             inputs_2d, inputs_3d = self.data.inputs_2d[rows], self.data.inputs_3d[rows]
 
             if self.hook is not None:
-                inputs_2d, inputs_3d = self.hook.augment(inputs_2d, inputs_3d, self.data.cameras[rows])
+                inputs_2d, inputs_3d = self.hook.augment(
+                    inputs_2d, inputs_3d, self.data.cameras[rows]
+                )
 
             inputs_3d[:, :, 0] = 0
             self.optimizer.zero_grad()
@@ -299,7 +313,12 @@ def main() -> None:
         rows = np.random.default_rng(0).permutation(len(data.inputs_2d))[:count]
         figure = arguments.out / "quickstart.png"
         draw_overview(
-            figure, results, last.hook, data.inputs_2d[rows], data.inputs_3d[rows], data.cameras[rows]
+            figure,
+            results,
+            last.hook,
+            data.inputs_2d[rows],
+            data.inputs_3d[rows],
+            data.cameras[rows],
         )
         print(f"results: {results_file}, figure: {figure}")
 

@@ -1,8 +1,15 @@
-"""Results files to tables: `python examples/report.py RESULTS.json` prints Markdown."""
+"""Results files to Markdown tables, so that no figure in README or docs is typed by hand.
+
+    python examples/report.py                     # rewrite the tables in README.md and docs/
+    python examples/report.py RESULTS.json        # print one
+
+A page holds its tables between `<!-- table: docs/results/NAME.json -->` and `<!-- end -->`.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from statistics import mean, stdev
@@ -71,6 +78,41 @@ def format_table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def format_steps(results: dict[str, dict[str, float]]) -> str:
+    """A Markdown table of what `benchmark_step.py --json` wrote."""
+    lines = ["| hooked step | hooked / plain (quartiles) |", "|---|---|"]
+    for name, r in results.items():
+        lines.append(
+            f"| {name} | **{r['ratio']:.2f}** ({r['ratio_low']:.2f} to {r['ratio_high']:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+def table_of(path: Path) -> str:
+    """The table that belongs to a results file."""
+    results = json.loads(path.read_text())
+    return format_table(results) if isinstance(results, list) else format_steps(results)
+
+
+def with_tables(text: str, root: Path) -> str:
+    """A page with its tables made anew from the files that it names."""
+    return re.sub(
+        r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)",
+        lambda m: f"{m[1]}{table_of(root / m[2])}\n{m[3]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def main() -> None:
+    """Print the tables of the files given, or rewrite the project's pages."""
+    if len(sys.argv) > 1:
+        print("\n\n".join(table_of(Path(name)) for name in sys.argv[1:]))
+        return
+    root = Path(__file__).resolve().parent.parent
+    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        page.write_text(with_tables(page.read_text(), root))
+
+
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        print(format_table(read_results(Path(name))))
+    main()

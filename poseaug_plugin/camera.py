@@ -16,6 +16,7 @@ Z_NEAR = 0.1
 """Metres. Nearer points are not projected by 1/z but by its tangent, and are never in view."""
 
 _UNDISTORTED_MARGIN = 1.5
+_LENS_LIMIT = 2.0  # of (x/z)^2 + (y/z)^2; the reference clamps x/z and y/z to 1
 
 
 def _inverse_depth(z: Tensor) -> Tensor:
@@ -32,11 +33,18 @@ def _per_point(intrinsics: Tensor, points: Tensor) -> Tensor:
 
 
 def _distort(rays: Tensor, intrinsics: Tensor) -> Tensor:
+    """Human3.6M's lens. Beyond 45 degrees on both axes its factor stays what it is there.
+
+    The polynomial was fitted inside the frame. Further out it turns over and would send a point
+    that moves right to the left, and its gradient with it.
+    """
     radial_coefficients, tangential = intrinsics[..., 4:7], intrinsics[..., 7:9]
     r2 = rays.square().sum(-1, keepdim=True)
+    inside = rays * (_LENS_LIMIT / r2.clamp(min=_LENS_LIMIT)).sqrt()
+    r2 = r2.clamp(max=_LENS_LIMIT)
     k1, k2, k3 = radial_coefficients.split(1, -1)
     radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
-    return rays * (radial + (tangential * rays).sum(-1, keepdim=True)) + tangential * r2
+    return rays * (radial + (tangential * inside).sum(-1, keepdim=True)) + tangential * r2
 
 
 def project_points(
@@ -67,8 +75,8 @@ def project_points(
 def in_view(points: Tensor, intrinsics: Tensor, aspect_ratio: float = 1.0) -> Tensor:
     """Which points are in front of the camera and inside the frame on all four sides.
 
-    Lens polynomials fold far-away rays back into the picture, so a point whose undistorted
-    projection is well outside is out as well.
+    Lens polynomials can fold far-away rays back into the picture. So a point is out as well where
+    the lens has turned over, or where it would be well outside without the lens.
 
     Args:
         points: (B, ..., 3) metres, camera space.
@@ -84,7 +92,15 @@ def in_view(points: Tensor, intrinsics: Tensor, aspect_ratio: float = 1.0) -> Te
     pinhole = (
         project_points(points, intrinsics, distortion=False).abs() <= limits * _UNDISTORTED_MARGIN
     )
-    return (points[..., 2] > Z_NEAR) & seen.all(-1) & pinhole.all(-1)
+    unfolded = _grows_outwards(points, _per_point(intrinsics, points))
+    return (points[..., 2] > Z_NEAR) & seen.all(-1) & pinhole.all(-1) & unfolded
+
+
+def _grows_outwards(points: Tensor, intrinsics: Tensor) -> Tensor:
+    """(B, ...) bool: the distorted radius still grows with the radius there."""
+    r2 = (points[..., :2] * _inverse_depth(points[..., 2:])).square().sum(-1)
+    k1, k2, k3 = intrinsics[..., 4:7].unbind(-1)
+    return 1 + r2 * (3 * k1 + r2 * (5 * k2 + r2 * 7 * k3)) > 0
 
 
 def undistort_points(keypoints: Tensor, intrinsics: Tensor, iterations: int = 8) -> Tensor:

@@ -36,16 +36,14 @@ def agree(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
     assert actual.isfinite().all()
     if expected.numel():
         # 1e-12 is for expected zeros.
-        limit = tolerance * float(expected.abs().max()) + 1e-12
-        assert float((actual.detach() - expected).abs().max()) <= limit
+        limit = tolerance * float(expected.detach().abs().max()) + 1e-12
+        assert float((actual - expected).detach().abs().max()) <= limit
 
 
 # -- poses and cameras -----------------------------------------------------------------------------
 
 
-def human_poses(
-    batch: int, frames: int, skeleton: Skeleton, generator: torch.Generator
-) -> Tensor:
+def human_poses(batch: int, frames: int, skeleton: Skeleton, generator: torch.Generator) -> Tensor:
     """Moving bodies of human size, 3 to 6 m in front of the camera: (B, T, J, 3) float64.
 
     Left and right bones are equally long, and lengths do not change over time.

@@ -12,7 +12,6 @@ import pytest
 import torch
 from helpers import (
     REFERENCE_2D_LAYERS,
-    REFERENCE_3D_LAYERS,
     REFERENCE_BRANCHES,
     REFERENCE_PARTS,
     agree,
@@ -369,7 +368,9 @@ class Augmented(NamedTuple):
 
     def range_loss(self) -> Tensor:
         """The released range penalty; its settings are the reference's defaults."""
-        centre, half_width = (LOSSES[f"diff_range_loss/mean_gamma/{k}"].item() for k in ("b", "std"))
+        centre, half_width = (
+            LOSSES[f"diff_range_loss/mean_gamma/{k}"].item() for k in ("b", "std")
+        )
         limit = LOSSES["rectifiedL2loss/threshold"].item()
         first_of_group = [H36M_16.bone_length_groups.index(g) for g in range(9)]
         ratios = self.parameters.bone_length_ratio[:, 0, first_of_group]
@@ -384,7 +385,7 @@ def augmented(mode: str) -> Augmented:
     names = ("noise_1_ba", "noise_2_bl", "noise_3_rt_R", "noise_4_rt_T")
     noise = torch.cat([expected[name] for name in names], 1)
     joints = leaf(AUGMENTOR["inputs_3d"])
-    # In parts, and not by forward(), so that batch norm counts one pass. No noise but the networks'.
+    # In parts, and not by forward(), so that batch norm counts one pass.
     raw = policy.regress(joints[:, None], noise)
     parameters = policy.assemble(joints[:, None], noise[:, :0], raw)
     poses = apply_augmentation(joints[:, None], parameters, H36M_16)

@@ -1,0 +1,863 @@
+"""Promises 1 to 3: the host is untouched, updates come in order, feedback is isolated."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import h36m_intrinsics, human_poses
+from loops import (
+    HOOKS,
+    OPTIMIZERS,
+    Batch,
+    Host,
+    Trace,
+    differences,
+    frozen_state,
+    leavings,
+    make_batch,
+    make_hook,
+    make_lifter,
+    mpjpe,
+    recorded_steps,
+    run_host,
+    same_bits,
+    stream,
+    train,
+    train_in_two_processes,
+)
+from torch import Tensor, nn
+from torch.optim import optimizer as torch_optimizer
+
+from poseaug_plugin import (
+    H36M_16,
+    AugmentationPolicy,
+    KeypointDiscriminator,
+    PartKCSDiscriminator,
+    PoseAugError,
+    PoseAugHook,
+    apply_augmentation,
+    project_points,
+    root_relative,
+)
+from poseaug_plugin.config import find_config
+from poseaug_plugin.isolation import isolated_call, unwrap_module
+from poseaug_plugin.losses import estimator_errors
+from poseaug_plugin.objectives import Generated, policy_objective
+
+STEPS = 3
+
+
+@lru_cache
+def batches(count: int = STEPS) -> tuple[Batch, ...]:
+    return tuple(stream(count))
+
+
+def adam(estimator: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.Adam(estimator.parameters(), lr=1e-3)
+
+
+# -- 1. the host is untouched ----------------------------------------------------------------------
+
+HOSTS = {
+    "plain": Host(),
+    "no batch norm, no dropout": Host(batch_norm=False, dropout=0.0),
+    "frozen layers": Host(frozen=True),
+    "gradients left off": Host(gradients_off=True),
+    "autocast": Host(autocast=True),
+    "scaler": Host(overflows=()),
+    "scaler with overflows": Host(overflows=(1, 2)),
+    "scaler with overflows, fused": Host(optimizer="adam fused", overflows=(1, 2)),
+    "autocast and scaler": Host(autocast=True, overflows=(0,)),
+    "accumulation": Host(accumulation=3),
+    "accumulation and scaler": Host(accumulation=3, overflows=(2,)),
+}
+
+
+def host_batches(host: Host) -> list[Batch]:
+    return list(batches(2 * host.accumulation if host.accumulation > 1 else STEPS))
+
+
+@lru_cache
+def without_hook(host: Host) -> Trace:
+    return run_host(host, None, host_batches(host))[0]
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_host_is_untouched(host: str, hook: str) -> None:
+    trace, updates = run_host(HOSTS[host], HOOKS[hook], host_batches(HOSTS[host]))
+    assert updates > 0
+    assert differences(without_hook(HOSTS[host]), trace) == []
+
+
+@pytest.mark.parametrize("hook", ["default", "estimator, as found"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_host_is_untouched_with_optimizer(optimizer: str, hook: str) -> None:
+    host = Host(optimizer=optimizer, overflows=(1,))
+    trace, updates = run_host(host, HOOKS[hook], host_batches(host))
+    assert updates > 0
+    assert differences(without_hook(host), trace) == []
+
+
+def test_comparison_of_hosts_sees_another_stream() -> None:
+    other, _ = run_host(Host(), None, stream(STEPS, seed=1))
+    assert differences(without_hook(Host()), other) != []
+
+
+def test_comparison_of_hosts_sees_one_bit() -> None:
+    trace = copy.deepcopy(without_hook(Host()))
+    buffer = trace[-1]["buffer 2.running_mean"]
+    buffer[0] = torch.nextafter(buffer[0], torch.tensor(9.0))
+    assert differences(without_hook(Host()), trace) == [f"/{STEPS - 1}/buffer 2.running_mean"]
+
+
+def test_building_draws_nothing_from_the_global_streams() -> None:
+    estimator = make_lifter()
+    before = copy.deepcopy(leavings(estimator))
+    make_hook(estimator)
+    assert differences(before, leavings(estimator)) == []
+
+
+def test_state_dict_has_the_same_keys() -> None:
+    estimator = make_lifter()
+    keys = list(estimator.state_dict())
+    make_hook(estimator)
+    assert list(estimator.state_dict()) == keys
+
+
+@pytest.mark.parametrize("kind", ["named_parameters", "named_buffers", "named_modules"])
+def test_nothing_is_added_to_the_estimator(kind: str) -> None:
+    estimator = make_lifter()
+    names = [name for name, _ in getattr(estimator, kind)()]
+    train(make_hook(estimator), estimator, adam(estimator), list(batches(1)))
+    assert [name for name, _ in getattr(estimator, kind)()] == names
+
+
+def test_state_dict_loads_where_there_is_no_hook() -> None:
+    estimator = make_lifter()
+    train(make_hook(estimator), estimator, adam(estimator), list(batches(1)))
+    other = make_lifter(seed=1)
+    other.load_state_dict(estimator.state_dict())
+    assert differences(dict(other.state_dict()), dict(estimator.state_dict())) == []
+
+
+def test_optimizer_has_no_foreign_parameters() -> None:
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    hook = make_hook(estimator, optimizer)
+    train(hook, estimator, optimizer, list(batches(1)))
+    own = {id(p) for p in estimator.parameters()}
+    assert {id(p) for group in optimizer.param_groups for p in group["params"]} == own
+
+
+def test_two_hooks_do_not_interfere() -> None:
+    def run(first_hook: bool, second_hook: bool) -> tuple[Any, ...]:
+        estimators = [make_lifter(seed=seed, dropout=0.0) for seed in (0, 1)]
+        hooks = [
+            make_hook(estimator, seed=seed) if wanted else None
+            for seed, (estimator, wanted) in enumerate(
+                zip(estimators, (first_hook, second_hook), strict=True)
+            )
+        ]
+        optimizers = [adam(estimator) for estimator in estimators]
+        for batch in batches():
+            for hook, estimator, optimizer in zip(hooks, estimators, optimizers, strict=True):
+                train(hook, estimator, optimizer, [batch])
+        return tuple(hook and frozen_state(hook) for hook in hooks)
+
+    first_alone, second_alone = run(True, False)[0], run(False, True)[1]
+    assert differences((first_alone, second_alone), run(True, True)) == []
+
+
+def test_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    meeting_point = str(tmp_path / "meeting")
+    torch.multiprocessing.spawn(train_in_two_processes, args=(meeting_point,), nprocs=2)
+
+
+# -- 2. order --------------------------------------------------------------------------------------
+
+
+def test_policy_then_critics_then_predictor_then_estimator() -> None:
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    hook = make_hook(estimator)
+    with recorded_steps(hook, estimator) as order:
+        train(hook, estimator, optimizer, list(batches(1)))
+    assert order == ["policy", "critic_3d", "critic_2d", "predictor", "estimator"]
+
+
+def test_critics_learn_at_every_second_update() -> None:
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    hook = make_hook(estimator, critic_interval=2)
+    with recorded_steps(hook, estimator) as order:
+        train(hook, estimator, optimizer, list(batches(4)))
+    assert order.count("policy") == 4
+    assert order.count("critic_3d") == order.count("critic_2d") == 2
+
+
+@pytest.mark.parametrize("optimizer", ["found", "named"])
+def test_one_update_per_step(optimizer: str) -> None:
+    estimator = make_lifter()
+    own = adam(estimator)
+    hook = make_hook(estimator, own) if optimizer == "named" else make_hook(estimator)
+    train(hook, estimator, own, list(batches(3)))
+    assert hook.diagnostics().updates == 3
+
+
+def test_one_update_per_accumulated_step() -> None:
+    assert run_host(Host(accumulation=3), {}, stream(6))[1] == 2
+
+
+def test_no_update_in_a_skipped_step() -> None:
+    assert run_host(Host(overflows=(1, 2)), {}, list(batches(4)))[1] == 2
+
+
+def test_no_network_learns_in_a_step_that_the_device_skips() -> None:
+    # With a fused optimizer GradScaler calls step() and lets the kernel drop it.
+    estimator = make_lifter()
+    optimizer = OPTIMIZERS["adam fused"](estimator.parameters())
+    scaler = torch.amp.GradScaler("cpu")
+    hook = make_hook(estimator)
+    with recorded_steps(hook, estimator) as order:
+        for overflows, (camera, inputs_3d, inputs_2d) in zip((True, False), batches(), strict=False):
+            inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+            optimizer.zero_grad()
+            scaler.scale(mpjpe(estimator(inputs_2d), inputs_3d)).backward()
+            if overflows:
+                estimator[1].weight.grad[0] = torch.inf
+            scaler.step(optimizer)
+            scaler.update()
+            if overflows:
+                assert order == []
+    assert order[0] == "policy"
+    assert order[-1] == "estimator"
+
+
+def test_feedback_asks_the_estimator_before_it_changes() -> None:
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    hook = make_hook(estimator, feedback="estimator", candidates=1)
+    camera, inputs_3d, inputs_2d = make_batch()
+    inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+    mpjpe(estimator(inputs_2d), inputs_3d).backward()
+    before = estimator[1].weight.detach().clone()
+    asked = []
+    handle = estimator.register_forward_pre_hook(
+        lambda module, _: asked.append(module[1].weight.detach().clone())
+    )
+    optimizer.step()
+    handle.remove()
+    assert asked
+    assert all(torch.equal(weight, before) for weight in asked)
+    assert not torch.equal(estimator[1].weight, before)
+
+
+def test_another_optimizer_is_ignored() -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator)
+    other = make_lifter(seed=1)
+    optimizer = adam(other)
+    camera, inputs_3d, inputs_2d = make_batch()
+    hook.augment(inputs_2d, inputs_3d, camera)
+    mpjpe(other(inputs_2d), inputs_3d).backward()
+    optimizer.step()
+    assert hook.diagnostics().updates == 0
+
+
+def test_of_two_optimizers_the_named_one_counts() -> None:
+    estimator = make_lifter()
+    first, second = (torch.optim.SGD(estimator[i].parameters(), lr=0.1) for i in (1, 5))
+    hook = make_hook(estimator, second)
+    camera, inputs_3d, inputs_2d = make_batch()
+    inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+    mpjpe(estimator(inputs_2d), inputs_3d).backward()
+    first.step()
+    assert hook.diagnostics().updates == 0
+    second.step()
+    assert hook.diagnostics().updates == 1
+
+
+def test_step_by_hand_and_then_the_optimizer_train_once() -> None:
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    hook = make_hook(estimator)
+    camera, inputs_3d, inputs_2d = make_batch()
+    inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+    mpjpe(estimator(inputs_2d), inputs_3d).backward()
+    hook.step()
+    after = frozen_state(hook)
+    optimizer.step()
+    assert hook.diagnostics().updates == 1
+    assert differences(after, hook.state_dict()) == []
+
+
+def test_step_by_hand_is_what_the_optimizer_would_have_done() -> None:
+    states = []
+    for by_hand in (False, True):
+        estimator = make_lifter()
+        optimizer = adam(estimator)
+        hook = make_hook(estimator)
+        camera, inputs_3d, inputs_2d = make_batch()
+        inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+        mpjpe(estimator(inputs_2d), inputs_3d).backward()
+        if by_hand:
+            hook.step()
+        optimizer.step()
+        states.append(frozen_state(hook))
+    assert differences(*states) == []
+
+
+def test_step_without_a_batch_does_nothing() -> None:
+    hook = make_hook(make_lifter())
+    before = frozen_state(hook)
+    hook.step()
+    assert differences(before, hook.state_dict()) == []
+
+
+def test_optimizer_without_step_hooks_is_refused() -> None:
+    class Wrapped:
+        def __init__(self, inner: torch.optim.Optimizer) -> None:
+            self.inner = inner
+            self.param_groups = inner.param_groups
+
+    estimator = make_lifter()
+    with pytest.raises(PoseAugError, match=r"Wrapped has no step hooks.*hook\.step\(\)"):
+        make_hook(estimator, Wrapped(adam(estimator)))
+
+
+def test_optimizer_of_another_estimator_is_refused() -> None:
+    with pytest.raises(PoseAugError, match="holds none of the estimator's parameters"):
+        make_hook(make_lifter(), adam(make_lifter()))
+
+
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(PoseAugError, match=r"must be a torch\.nn\.Module, got function"):
+        make_hook(lambda x: x)  # type: ignore[arg-type]
+
+
+# -- failures inside -------------------------------------------------------------------------------
+
+
+class Touchy(nn.Module):
+    """An estimator that works in the host's own passes only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lifter = make_lifter()
+        self.touchy = True
+
+    def forward(self, inputs_2d: Tensor) -> Tensor:
+        if self.touchy and inputs_2d.requires_grad:
+            raise KeyError("not like this")
+        return self.lifter(inputs_2d)
+
+
+def failing_step() -> tuple[Touchy, PoseAugHook, torch.optim.Optimizer, dict[str, Any]]:
+    """Everything right before an ``optimizer.step()`` that will fail, and how it stood."""
+    estimator = Touchy()
+    optimizer = adam(estimator)
+    hook = make_hook(estimator, feedback="estimator", candidates=1)
+    estimator.touchy = False
+    train(hook, estimator, optimizer, list(batches(1)))
+    estimator.touchy = True
+    camera, inputs_3d, inputs_2d = make_batch(seed=5)
+    inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+    optimizer.zero_grad()
+    mpjpe(estimator(inputs_2d), inputs_3d).backward()
+    return estimator, hook, optimizer, copy.deepcopy(leavings(estimator, optimizer))
+
+
+def test_failure_leaves_the_host_as_it_was() -> None:
+    estimator, _, optimizer, before = failing_step()
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    assert differences(before, leavings(estimator, optimizer)) == []
+
+
+def test_failure_says_what_happened_and_what_to_do() -> None:
+    _, _, optimizer, _ = failing_step()
+    with pytest.raises(RuntimeError) as raised:
+        optimizer.step()
+    message = str(raised.value)
+    assert message.startswith("PoseAugHook.step failed (KeyError")
+    assert "not like this" in message
+    assert "The estimator has not been changed" in message
+    assert "hook.enabled = False" in message
+    assert isinstance(raised.value.__cause__, KeyError)
+
+
+def test_after_a_failure_training_goes_on_with_the_hook_off() -> None:
+    estimator, hook, optimizer, before = failing_step()
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    hook.enabled = False
+    optimizer.step()
+    weight = estimator.lifter[1].weight.detach()
+    assert not torch.equal(weight, before["weight lifter.1.weight"])
+
+
+def test_after_a_failure_the_hook_can_go_on() -> None:
+    estimator, hook, optimizer, _ = failing_step()
+    with pytest.raises(RuntimeError):
+        optimizer.step()
+    estimator.touchy = False
+    train(hook, estimator, optimizer, list(batches(1)))
+    assert hook.diagnostics().updates == 2
+
+
+# -- 3. isolation ----------------------------------------------------------------------------------
+
+each_mode = pytest.mark.parametrize("mode", ["frozen", "as_found"])
+
+
+def own_stream(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@each_mode
+def test_isolated_call_leaves_no_trace(mode: str) -> None:
+    estimator = make_lifter(frozen=True)
+    estimator(make_batch().inputs_2d).sum().backward()
+    before = copy.deepcopy(leavings(estimator))
+    inputs = make_batch().inputs_2d.requires_grad_()
+    isolated_call(estimator, inputs, own_stream(), mode).sum().backward()
+    assert differences(before, leavings(estimator)) == []
+
+
+@each_mode
+def test_failing_isolated_call_leaves_no_trace(mode: str) -> None:
+    estimator = Touchy()
+    before = copy.deepcopy(leavings(estimator))
+    inputs = make_batch().inputs_2d.requires_grad_()
+    with pytest.raises(KeyError):
+        isolated_call(estimator, inputs, own_stream(), mode)
+    assert differences(before, leavings(estimator)) == []
+
+
+def test_frozen_isolated_call_is_the_estimator_at_test_time() -> None:
+    estimator = make_lifter()
+    inputs = make_batch().inputs_2d
+    predicted = isolated_call(estimator, inputs, own_stream(), "frozen")
+    assert torch.equal(predicted, estimator.eval()(inputs))
+
+
+def test_isolated_call_as_found_is_the_estimator_as_it_trains() -> None:
+    estimator = make_lifter(dropout=0.0)
+    inputs = make_batch().inputs_2d
+    predicted = isolated_call(estimator, inputs, own_stream(), "as_found")
+    assert torch.equal(predicted, estimator(inputs))
+
+
+def test_dropout_of_an_isolated_call_comes_from_the_hooks_stream() -> None:
+    estimator = make_lifter(dropout=0.5)
+    inputs = make_batch().inputs_2d
+    first, again, other = (
+        isolated_call(estimator, inputs, own_stream(seed), "as_found") for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@each_mode
+def test_isolated_call_keeps_its_inputs_precision_under_autocast(mode: str) -> None:
+    estimator = make_lifter(dropout=0.0)
+    inputs = make_batch().inputs_2d
+    plain = isolated_call(estimator, inputs, own_stream(), mode)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(isolated_call(estimator, inputs, own_stream(), mode), plain)
+
+
+@each_mode
+def test_feedback_gradient_is_that_of_finite_differences(mode: str) -> None:
+    torch.manual_seed(0)
+    policy = AugmentationPolicy(H36M_16, width=4).double()
+    estimator = make_lifter().double()
+    for parameter in policy.parameters():  # away from the start, where most gradients are zero
+        nn.init.normal_(parameter, std=0.3)
+    joints = human_poses(6, 1, H36M_16, own_stream())
+    camera = h36m_intrinsics(6)
+    noise = torch.randn(6, policy.noise_size, generator=own_stream(), dtype=torch.float64)
+    config = find_config(
+        "default",
+        {
+            **{"feedback": "estimator", "candidates": 1, "moved_weight": 1.0, "bent_weight": 0.5},
+            **{"weight_3d": 0.0, "weight_2d": 0.0, "range_weight": 0.0, "frame_weight": 0.0},
+            "feedback_loss": "paper",
+        },
+    )
+    critics = (PartKCSDiscriminator(H36M_16, width=4), KeypointDiscriminator(H36M_16))
+
+    def loss() -> Tensor:
+        generator = own_stream(1)  # the same dropout every time
+
+        def error_of(keypoints: Tensor, poses: Tensor) -> Tensor:
+            predicted = isolated_call(estimator, keypoints, generator, mode)
+            target = root_relative(poses, H36M_16)
+            return estimator_errors(predicted, target, "mpjpe", H36M_16)
+
+        parameters = policy(joints, noise)
+        poses = apply_augmentation(joints, parameters, H36M_16)
+        seen = [project_points(p, camera) for p in (joints, poses.moved)]
+        weights = torch.ones(6, dtype=torch.float64)
+        generated = Generated(joints, seen[0], parameters, poses, seen[1], camera, weights)
+        d3d, d2d = (critic.double() for critic in critics)
+        return policy_objective(generated, d3d, d2d, error_of, config, H36M_16).total
+
+    gradients = torch.autograd.grad(loss(), list(policy.parameters()))
+    step = 1e-6
+    for parameter, gradient in zip(policy.parameters(), gradients, strict=True):
+        direction = torch.randn(parameter.shape, generator=own_stream(2), dtype=torch.float64)
+        sides = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter += sign * step * direction
+                sides.append(loss())
+                parameter -= sign * step * direction
+        expected = (sides[0] - sides[1]) / (2 * step)
+        assert (gradient * direction).sum().item() == pytest.approx(expected.item(), rel=1e-4)
+    assert max(gradient.abs().max() for gradient in gradients) > 1e-3
+
+
+def test_default_feedback_never_calls_the_estimator() -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator)
+    calls = []
+    estimator.register_forward_hook(lambda *_: calls.append(1))
+    train(hook, estimator, adam(estimator), list(batches(2)))
+    assert len(calls) == 2
+
+
+# -- seeing the estimator's prediction -------------------------------------------------------------
+
+
+def sees_prediction(estimator: nn.Module, batch: Batch | None = None, **options: Any) -> bool:
+    """Whether the predictor could learn from a training step."""
+    hook = make_hook(estimator, **options)
+    train(hook, estimator, adam(estimator), [batch or make_batch()])
+    return bool(hook.losses.predictor.isfinite())
+
+
+def test_estimator_is_observed() -> None:
+    assert sees_prediction(make_lifter())
+
+
+def test_compiled_estimator_is_observed() -> None:
+    assert sees_prediction(torch.compile(make_lifter(), backend="eager"))
+
+
+def test_data_parallel_estimator_is_observed() -> None:
+    assert sees_prediction(nn.DataParallel(make_lifter()))
+
+
+class Called(nn.Module):
+    """An estimator that takes and gives its tensors in some other way."""
+
+    def __init__(self, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.before, self.after = before, after
+        self.lifter = make_lifter()
+
+    def forward(self, inputs_2d: Tensor) -> Any:
+        return self.after(self.lifter(self.before(inputs_2d)))
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda joints: (joints, None),
+        lambda joints: [joints],
+        lambda joints: {"joints": joints, "other": 1},
+        lambda joints: joints.flatten(1),
+        lambda joints: joints[:, 0],
+    ],
+    ids=["tuple", "list", "dict", "flattened", "without frames"],
+)
+def test_prediction_is_found_in(after: Callable[[Tensor], Any]) -> None:
+    estimator = Called(lambda x: x, after)
+    hook = make_hook(estimator)
+    camera, inputs_3d, inputs_2d = make_batch()
+    inputs_2d, _ = hook.augment(inputs_2d, inputs_3d, camera)
+    estimator(inputs_2d)
+    hook.step()
+    assert hook.losses.predictor.isfinite()
+
+
+def test_permuted_input_is_recognised() -> None:
+    estimator = Called(lambda x: x.permute(0, 2, 3, 1), lambda joints: joints)
+    hook = make_hook(estimator)
+    camera, inputs_3d, inputs_2d = make_batch()
+    inputs_2d, _ = hook.augment(inputs_2d, inputs_3d, camera)
+    estimator(inputs_2d.permute(0, 3, 1, 2).contiguous())
+    hook.step()
+    assert hook.losses.predictor.isfinite()
+
+
+def test_evaluation_between_augment_and_step_is_not_taken_for_training() -> None:
+    states = []
+    for evaluates in (False, True):
+        estimator = make_lifter(dropout=0.0)
+        hook = make_hook(estimator)
+        camera, inputs_3d, inputs_2d = make_batch()
+        inputs_2d, _ = hook.augment(inputs_2d, inputs_3d, camera)
+        estimator(inputs_2d)
+        if evaluates:
+            with torch.no_grad():
+                estimator(make_batch(seed=3).inputs_2d)
+        hook.step()
+        states.append(frozen_state(hook))
+    assert differences(*states) == []
+
+
+def test_pass_with_the_augmented_batch_wins_over_one_that_only_looks_like_it() -> None:
+    states = []
+    for looks_alike in (False, True):
+        estimator = make_lifter(dropout=0.0, batch_norm=False)
+        hook = make_hook(estimator)
+        camera, inputs_3d, inputs_2d = make_batch()
+        inputs_2d, _ = hook.augment(inputs_2d, inputs_3d, camera)
+        estimator(inputs_2d)
+        if looks_alike:
+            estimator(make_batch(seed=3).inputs_2d)
+        hook.step()
+        states.append(frozen_state(hook))
+    assert differences(*states) == []
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        nn.DataParallel,
+        lambda module: torch.compile(module, backend="eager"),
+        lambda module: nn.DataParallel(torch.compile(module, backend="eager")),
+    ],
+    ids=["data parallel", "compiled", "both"],
+)
+def test_wrappers_are_taken_off(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    estimator = make_lifter()
+    assert unwrap_module(wrap(estimator)) is estimator
+
+
+@pytest.mark.parametrize("feedback", ["predicted", "estimator"])
+def test_state_dict_of_a_wrapped_estimator_keeps_its_keys(feedback: str) -> None:
+    estimator = nn.DataParallel(make_lifter())
+    keys = list(estimator.state_dict())
+    hook = make_hook(estimator, feedback=feedback, candidates=1)
+    train(hook, estimator, adam(estimator), list(batches(1)))
+    assert list(estimator.state_dict()) == keys
+
+
+# -- control ---------------------------------------------------------------------------------------
+
+
+def passes_through(hook: PoseAugHook) -> bool:
+    camera, inputs_3d, inputs_2d = make_batch()
+    outputs = hook.augment(inputs_2d, inputs_3d, camera)
+    return outputs[0] is inputs_2d and outputs[1] is inputs_3d
+
+
+def hooks_on(estimator: nn.Module, optimizer: torch.optim.Optimizer) -> list[int]:
+    """How many callbacks hang on what, in the module, in the optimizer, and globally."""
+    gc.collect()  # hooks of other tests
+    found = [
+        *(len(getattr(estimator, name)) for name in vars(estimator) if name.endswith("_hooks")),
+        len(estimator._forward_hooks_with_kwargs),
+        *(len(getattr(optimizer, name)) for name in vars(optimizer) if name.endswith("_hooks")),
+        len(torch_optimizer._global_optimizer_pre_hooks),
+        len(torch_optimizer._global_optimizer_post_hooks),
+    ]
+    modules = (name for name in vars(nn.modules.module) if name.startswith("_global_"))
+    return found + [len(getattr(nn.modules.module, n)) for n in modules if n.endswith("_hooks")]
+
+
+def test_removed_hook_hangs_nowhere() -> None:
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    before = hooks_on(estimator, optimizer)
+    hook = make_hook(estimator, optimizer)
+    assert hooks_on(estimator, optimizer) != before
+    train(hook, estimator, optimizer, list(batches(1)))
+    hook.remove()
+    assert hooks_on(estimator, optimizer) == before
+
+
+def test_forgotten_hook_hangs_nowhere() -> None:
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    before = hooks_on(estimator, optimizer)
+    hook = make_hook(estimator, optimizer)
+    train(hook, estimator, optimizer, list(batches(1)))
+    del hook
+    assert hooks_on(estimator, optimizer) == before
+
+
+def test_removed_hook_passes_batches_through() -> None:
+    hook = make_hook(make_lifter())
+    hook.remove()
+    assert passes_through(hook)
+
+
+def test_removed_hook_trains_no_more() -> None:
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    hook = make_hook(estimator)
+    camera, inputs_3d, inputs_2d = make_batch()
+    inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+    mpjpe(estimator(inputs_2d), inputs_3d).backward()
+    before = frozen_state(hook)
+    hook.remove()
+    optimizer.step()
+    hook.step()
+    assert differences(before, hook.state_dict()) == []
+
+
+def test_removing_twice_is_fine() -> None:
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    before = hooks_on(estimator, optimizer)
+    hook = make_hook(estimator)
+    hook.remove()
+    hook.remove()
+    assert hooks_on(estimator, optimizer) == before
+
+
+def test_failed_construction_hangs_nowhere() -> None:
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    before = hooks_on(estimator, optimizer)
+    with pytest.raises(PoseAugError):
+        make_hook(estimator, skeleton="no such skeleton")
+    assert hooks_on(estimator, optimizer) == before
+
+
+def test_paused_hook_passes_batches_through() -> None:
+    hook = make_hook(make_lifter())
+    with hook.paused():
+        assert passes_through(hook)
+    assert not passes_through(hook)
+
+
+def test_paused_hook_trains_nothing() -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator)
+    before = frozen_state(hook)
+    with hook.paused():
+        train(hook, estimator, adam(estimator), list(batches(2)))
+    assert differences(before, hook.state_dict()) == []
+
+
+def test_pause_ends_with_an_exception() -> None:
+    hook = make_hook(make_lifter())
+    with pytest.raises(KeyboardInterrupt), hook.paused():
+        raise KeyboardInterrupt
+    assert hook.enabled
+
+
+def test_pause_inside_a_pause() -> None:
+    hook = make_hook(make_lifter())
+    with hook.paused():
+        with hook.paused():
+            pass
+        assert passes_through(hook)
+
+
+def test_disabled_hook_passes_batches_through() -> None:
+    hook = make_hook(make_lifter())
+    hook.enabled = False
+    assert passes_through(hook)
+
+
+def test_disabled_hook_does_not_train_on_an_earlier_batch() -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator)
+    camera, inputs_3d, inputs_2d = make_batch()
+    inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+    mpjpe(estimator(inputs_2d), inputs_3d).backward()
+    hook.enabled = False
+    before = frozen_state(hook)
+    adam(estimator).step()
+    assert differences(before, hook.state_dict()) == []
+
+
+# -- copies ----------------------------------------------------------------------------------------
+
+
+def test_copied_estimator_works() -> None:
+    estimator = make_lifter(dropout=0.0)
+    make_hook(estimator)
+    inputs = make_batch().inputs_2d
+    assert torch.equal(copy.deepcopy(estimator)(inputs), estimator(inputs))
+
+
+def test_copied_estimator_is_not_observed() -> None:
+    # An exponential moving average, or a best model that somebody keeps.
+    states = []
+    for copied in (False, True):
+        estimator = make_lifter(dropout=0.0)
+        hook = make_hook(estimator)
+        camera, inputs_3d, inputs_2d = make_batch()
+        inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+        loss = mpjpe(estimator(inputs_2d), inputs_3d)
+        if copied:
+            copy.deepcopy(estimator)(inputs_2d * 2)
+        loss.backward()
+        adam(estimator).step()
+        states.append(frozen_state(hook))
+    assert differences(*states) == []
+
+
+def test_optimizer_of_a_copy_is_ignored() -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator)
+    copied, optimizer = copy.deepcopy((estimator, adam(estimator)))
+    camera, inputs_3d, inputs_2d = make_batch()
+    inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+    mpjpe(copied(inputs_2d), inputs_3d).backward()
+    optimizer.step()
+    assert hook.diagnostics().updates == 0
+
+
+def test_pickled_estimator_and_optimizer_work() -> None:
+    estimator = make_lifter(dropout=0.0)
+    optimizer = adam(estimator)
+    hook = make_hook(estimator, optimizer)
+    train(hook, estimator, optimizer, list(batches(1)))
+    inputs = make_batch().inputs_2d
+    copied, copied_optimizer = pickle.loads(pickle.dumps((estimator, optimizer)))
+    copied(inputs).sum().backward()
+    copied_optimizer.step()
+    assert not same_bits(copied[1].weight, estimator[1].weight)
+
+
+def test_saved_estimator_loads_without_the_package(tmp_path: Path) -> None:
+    estimator = make_lifter(dropout=0.0)
+    optimizer = adam(estimator)
+    hook = make_hook(estimator, optimizer)
+    train(hook, estimator, optimizer, list(batches(1)))
+    inputs = make_batch().inputs_2d
+    torch.save((estimator, optimizer, copy.deepcopy(estimator)), tmp_path / "whole.pt")
+    torch.save((inputs, estimator(inputs).detach()), tmp_path / "expected.pt")
+    program = f"""
+import sys
+sys.modules["poseaug_plugin"] = None
+import torch
+torch.set_num_threads(1)
+estimator, optimizer, copied = torch.load({str(tmp_path / "whole.pt")!r}, weights_only=False)
+inputs, expected = torch.load({str(tmp_path / "expected.pt")!r})
+assert torch.equal(estimator(inputs), expected) and torch.equal(copied(inputs), expected)
+estimator(inputs).sum().backward()
+optimizer.step()
+assert not any(name.startswith("poseaug_plugin.") for name in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

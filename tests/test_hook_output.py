@@ -1,0 +1,985 @@
+"""Promises 5, 7 and 9: what gets out is valid and in the host's form; errors say what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import warnings
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from loops import (
+    HOOKS,
+    SMALL,
+    Batch,
+    absolute_batch,
+    differences,
+    frozen_state,
+    make_batch,
+    make_hook,
+    make_lifter,
+    mpjpe,
+    same_bits,
+    stream,
+    train,
+    with_trajectory,
+    without_trajectory,
+)
+from torch import Tensor, nn
+
+from poseaug_plugin import (
+    COCO_17,
+    H36M_16,
+    H36M_17,
+    MPI_INF_3DHP_17,
+    SMPL_24,
+    HostPoses,
+    PoseAdapter,
+    PoseAugError,
+    PoseAugHook,
+    PoseAugWarning,
+    Skeleton,
+    Spread,
+    in_view,
+    project_points,
+    root_relative,
+    solve_root,
+)
+from poseaug_plugin.adapters import _warn_of_assumed_camera
+from poseaug_plugin.bones import bone_lengths, joints_to_bones
+from poseaug_plugin.camera import Z_NEAR
+
+
+def augmented(hook: PoseAugHook, batch: Batch) -> HostPoses:
+    return hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
+
+
+def changed(before: Tensor, after: Tensor) -> Tensor:
+    """Which samples are not the same bits."""
+    return torch.tensor(
+        [not same_bits(a, b) for a, b in zip(before, after, strict=True)], dtype=torch.bool
+    )
+
+
+def train_once(hook: PoseAugHook, batch: Batch, estimator: nn.Module | None = None) -> None:
+    estimator = estimator or hook._estimator
+    train(hook, estimator, torch.optim.Adam(estimator.parameters(), lr=1e-3), [batch])
+
+
+def all_finite(hook: PoseAugHook) -> bool:
+    modules = hook.state_dict()["training"]["modules"].values()
+    return all(v.isfinite().all() for v in modules if isinstance(v, Tensor))
+
+
+# -- in the host's form ----------------------------------------------------------------------------
+
+each_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+)
+
+
+@each_dtype
+@pytest.mark.parametrize("mix", ["replace", "append"])
+@pytest.mark.parametrize("frames", [None, 1, 5])
+def test_shape_and_dtype(dtype: torch.dtype, mix: str, frames: int | None) -> None:
+    camera, inputs_3d, inputs_2d = make_batch(frames=frames or 1)
+    inputs_2d, inputs_3d = inputs_2d.to(dtype), inputs_3d.to(dtype)
+    if frames is None:
+        inputs_2d, inputs_3d = inputs_2d.squeeze(1), inputs_3d.squeeze(1)
+    outputs = make_hook(make_lifter(), mix=mix).augment(inputs_2d, inputs_3d, camera)
+    for given, returned in zip((inputs_2d, inputs_3d), outputs, strict=True):
+        size = len(given) * (2 if mix == "append" else 1)
+        assert returned.shape == (size, *given.shape[1:])
+        assert returned.dtype == dtype
+
+
+@pytest.mark.parametrize("mix", ["replace", "append"])
+def test_outputs_are_detached(mix: str) -> None:
+    camera, inputs_3d, inputs_2d = make_batch()
+    hook = make_hook(make_lifter(), mix=mix)
+    outputs = hook.augment(inputs_2d.requires_grad_(), inputs_3d.requires_grad_(), camera)
+    assert not any(output.requires_grad for output in outputs)
+
+
+@pytest.mark.parametrize("mix", ["replace", "append"])
+def test_outputs_are_contiguous_whatever_the_inputs(mix: str) -> None:
+    camera, inputs_3d, inputs_2d = make_batch(frames=3)
+    inputs_2d, inputs_3d = (
+        x.transpose(1, 2).contiguous().transpose(1, 2) for x in (inputs_2d, inputs_3d)
+    )
+    assert not inputs_2d.is_contiguous()
+    outputs = make_hook(make_lifter(), mix=mix).augment(inputs_2d, inputs_3d, camera)
+    assert all(output.is_contiguous() for output in outputs)
+
+
+def test_inputs_in_another_memory_layout_give_the_same() -> None:
+    batch = make_batch(frames=3)
+    plain = augmented(make_hook(make_lifter()), batch)
+    strided = Batch(*(torch.stack([x, x], -1)[..., 1] for x in batch))
+    assert not strided.inputs_2d.is_contiguous()
+    assert differences(plain, augmented(make_hook(make_lifter()), strided)) == []
+
+
+def test_frames_or_none_give_the_same() -> None:
+    camera, inputs_3d, inputs_2d = make_batch()
+    with_frames = make_hook(make_lifter()).augment(inputs_2d, inputs_3d, camera)
+    without = make_hook(make_lifter()).augment(inputs_2d.squeeze(1), inputs_3d.squeeze(1), camera)
+    assert differences(without, HostPoses(*(x.squeeze(1) for x in with_frames))) == []
+
+
+@pytest.mark.parametrize("mix", ["replace", "append"])
+def test_augment_leaves_its_inputs(mix: str) -> None:
+    batch = make_batch()
+    before = copy.deepcopy(batch)
+    augmented(make_hook(make_lifter(), mix=mix), batch)
+    assert differences(before, batch) == []
+
+
+@pytest.mark.parametrize("mix", ["replace", "append"])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_changing_outputs_in_place_leaves_the_inputs(mix: str, share: float) -> None:
+    batch = make_batch()
+    before = copy.deepcopy(batch)
+    for output in augmented(make_hook(make_lifter(), mix=mix, share=share), batch):
+        output.zero_()
+    assert differences(before, batch) == []
+
+
+@pytest.mark.parametrize("mix", ["replace", "append"])
+def test_changing_inputs_in_place_leaves_the_outputs(mix: str) -> None:
+    batch = make_batch()
+    outputs = augmented(make_hook(make_lifter(), mix=mix), batch)
+    before = copy.deepcopy(outputs)
+    batch.inputs_2d.zero_()
+    batch.inputs_3d.zero_()
+    assert differences(before, outputs) == []
+
+
+@pytest.mark.parametrize("which", ["inputs", "outputs"])
+@pytest.mark.parametrize("hook", ["default", "estimator, frozen"])
+@pytest.mark.parametrize("root", ["trajectory", "absolute"])
+def test_changes_in_place_do_not_reach_what_the_hook_learns(
+    which: str, hook: str, root: str
+) -> None:
+    states = []
+    for changes in (False, True):
+        estimator = make_lifter(dropout=0.0)
+        attached = make_hook(estimator, adapter=PoseAdapter(root=root), **HOOKS[hook])
+        batch = make_batch() if root == "trajectory" else absolute_batch()
+        outputs = augmented(attached, batch)
+        estimator(outputs.inputs_2d)
+        if changes:
+            for tensor in batch if which == "inputs" else outputs:
+                tensor.fill_(7.0)
+        attached.step()
+        states.append(frozen_state(attached))
+    assert differences(*states) == []
+
+
+def test_read_only_arrays() -> None:
+    arrays = [tensor.numpy().copy() for tensor in make_batch()]
+    for array in arrays:
+        array.setflags(write=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of torch, that they cannot be written to
+        batch = Batch(*map(torch.from_numpy, arrays))
+    estimator = make_lifter()
+    train_once(make_hook(estimator), batch, estimator)
+    assert differences(list(make_batch()), [torch.tensor(array) for array in arrays]) == []
+
+
+# -- which samples ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
+def test_share_of_the_batch_is_replaced(share: float) -> None:
+    batch = make_batch(32)
+    outputs = augmented(make_hook(make_lifter(), share=share), batch)
+    assert changed(batch.inputs_2d, outputs.inputs_2d).sum() == round(share * 32)
+
+
+def test_untouched_samples_are_bit_identical() -> None:
+    batch = make_batch(32)
+    outputs = augmented(make_hook(make_lifter()), batch)
+    touched_2d = changed(batch.inputs_2d, outputs.inputs_2d)
+    touched_3d = changed(batch.inputs_3d, outputs.inputs_3d)
+    assert torch.equal(touched_2d, touched_3d)
+    assert 0 < touched_2d.sum() < 32
+
+
+def test_other_samples_every_time() -> None:
+    batch, hook = make_batch(32), make_hook(make_lifter())
+    first, second = (changed(batch.inputs_2d, augmented(hook, batch)[0]) for _ in range(2))
+    assert not torch.equal(first, second)
+
+
+def test_append_keeps_the_originals_first() -> None:
+    batch = make_batch()
+    outputs = augmented(make_hook(make_lifter(), mix="append"), batch)
+    assert same_bits(outputs.inputs_2d[:16], batch.inputs_2d)
+    assert same_bits(outputs.inputs_3d[:16], batch.inputs_3d)
+
+
+def test_append_augments_every_sample() -> None:
+    batch = make_batch()
+    outputs = augmented(make_hook(make_lifter(), mix="append"), batch)
+    assert changed(batch.inputs_2d, outputs.inputs_2d[16:]).all()
+    assert changed(batch.inputs_3d, outputs.inputs_3d[16:]).all()
+
+
+def test_augment_is_the_same_for_the_same_seed() -> None:
+    batch = make_batch()
+    first, again, other = (
+        augmented(make_hook(make_lifter(), seed=seed), batch) for seed in (0, 0, 1)
+    )
+    assert differences(first, again) == []
+    assert differences(first, other) != []
+
+
+@pytest.mark.parametrize("size", [0, 1])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_batch_of_one_or_none_passes_through(hook: str, size: int) -> None:
+    camera, inputs_3d, inputs_2d = make_batch(2)
+    inputs_2d, inputs_3d = inputs_2d[:size], inputs_3d[:size]
+    outputs = make_hook(make_lifter(), **HOOKS[hook]).augment(inputs_2d, inputs_3d, camera[:size])
+    assert outputs[0] is inputs_2d
+    assert outputs[1] is inputs_3d
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_after_a_batch_that_passed_through_there_is_nothing_to_learn(size: int) -> None:
+    hook = make_hook(make_lifter())
+    augmented(hook, make_batch())
+    before = frozen_state(hook)
+    augmented(hook, Batch(*(tensor[:size] for tensor in make_batch(2))))
+    hook.step()
+    assert differences(before, hook.state_dict()) == []
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("hook", HOOKS)
+def test_small_batches(hook: str, size: int) -> None:
+    # The last batch of an epoch can have any size.
+    estimator = make_lifter()
+    attached = make_hook(estimator, **HOOKS[hook])
+    train_once(attached, make_batch(size), estimator)
+    assert attached.diagnostics().updates == 1
+
+
+@pytest.mark.parametrize("hook", ["default", "released", "random"])
+def test_share_too_small_for_a_single_sample(hook: str) -> None:
+    estimator = make_lifter()
+    attached = make_hook(estimator, share=0.1, **HOOKS[hook])
+    batch = make_batch(4)
+    outputs = augmented(attached, batch)
+    assert not changed(batch.inputs_2d, outputs.inputs_2d).any()
+    attached.step()
+    assert all_finite(attached)
+
+
+def test_augmenting_twice_without_a_step() -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator)
+    augmented(hook, make_batch(seed=1))
+    train_once(hook, make_batch(), estimator)
+    assert hook.diagnostics().updates == 1
+
+
+# -- samples that cannot be used -------------------------------------------------------------------
+
+
+def broken_batch(kind: str) -> tuple[Batch, Tensor]:
+    """A batch of 16 with some broken samples, and which these are."""
+    camera, inputs_3d, inputs_2d = (tensor.clone() for tensor in make_batch())
+    broken = torch.zeros(16, dtype=torch.bool)
+    broken[[0, 3, 4, 11]] = True
+    values = {"NaN": torch.nan, "Inf": torch.inf, "-Inf": -torch.inf}
+    where, _, value = kind.partition(" ")
+    if where == "2D":
+        inputs_2d[broken, 0, 5, 1] = values[value]
+    elif where == "3D":
+        inputs_3d[broken, 0, 5, 1] = values[value]
+    elif where == "root":
+        inputs_3d[broken, 0, 0, 2] = values[value]
+    elif where == "camera":
+        camera[broken, 4] = values[value]
+    else:  # behind the camera
+        inputs_3d[broken, :, 0, 2] *= -1
+    return Batch(camera, inputs_3d, inputs_2d), broken
+
+
+BROKEN = ["2D NaN", "2D Inf", "3D NaN", "3D -Inf", "root NaN", "camera NaN", "behind"]
+each_break = pytest.mark.parametrize("kind", BROKEN)
+
+
+@each_break
+@pytest.mark.parametrize("mix", ["replace", "append"])
+def test_broken_samples_pass_through(kind: str, mix: str) -> None:
+    batch, broken = broken_batch(kind)
+    share = {"share": 1.0} if mix == "replace" else {}
+    outputs = augmented(make_hook(make_lifter(), mix=mix, **share), batch)
+    for given, returned in zip((batch.inputs_2d, batch.inputs_3d), outputs, strict=True):
+        assert torch.equal(~changed(given, returned[-16:]), broken)
+
+
+@each_break
+def test_broken_samples_are_counted(kind: str) -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator)
+    batch, broken = broken_batch(kind)
+    for _ in range(2):
+        outputs = augmented(hook, batch)
+        estimator(outputs.inputs_2d)
+        hook.step()
+    assert hook.diagnostics().unusable_samples == 2 * broken.sum()
+
+
+@each_break
+@pytest.mark.parametrize("hook", HOOKS)
+def test_broken_samples_do_not_spread(kind: str, hook: str) -> None:
+    estimator = make_lifter(batch_norm=False)  # which would spread them by itself
+    attached = make_hook(estimator, share=1.0, **HOOKS[hook])
+    for _ in range(2):
+        batch, broken = broken_batch(kind)
+        outputs = augmented(attached, batch)
+        assert outputs.inputs_3d[~broken].isfinite().all()
+        estimator(outputs.inputs_2d)
+        attached.step()
+    assert all_finite(attached)
+    assert attached.diagnostics().skipped_steps == 0
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_batch_with_no_usable_sample(hook: str) -> None:
+    estimator = make_lifter().eval()
+    attached = make_hook(estimator, **HOOKS[hook])
+    camera, inputs_3d, inputs_2d = make_batch()
+    inputs_2d = inputs_2d * torch.nan
+    outputs = attached.augment(inputs_2d, inputs_3d, camera)
+    assert differences(list(outputs), [inputs_2d, inputs_3d]) == []
+    before = [p.detach().clone() for p in attached.policy.parameters()]
+    estimator(outputs.inputs_2d)
+    attached.step()
+    assert differences(before, [p.detach() for p in attached.policy.parameters()]) == []
+    assert all_finite(attached)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_zero_length_bones(hook: str) -> None:
+    estimator = make_lifter()
+    attached = make_hook(estimator, share=1.0, **HOOKS[hook])
+    joints = absolute_batch().inputs_3d.clone()
+    joints[:8] = joints[:8, :, :1]  # every bone
+    joints[8:12, :, 3] = joints[8:12, :, 2]  # a shin
+    camera = make_batch().camera
+    batch = Batch(camera, with_trajectory(joints), project_points(joints, camera))
+    for _ in range(2):
+        train_once(attached, batch, estimator)
+    assert all_finite(attached)
+    assert attached.diagnostics().skipped_steps == 0
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_estimator_gone_to_nan_does_not_take_the_hook_along(hook: str) -> None:
+    estimator = make_lifter()
+    nn.init.constant_(estimator[1].weight, torch.nan)
+    attached = make_hook(estimator, **HOOKS[hook])
+    for batch in stream(2):
+        train_once(attached, batch, estimator)
+    assert all_finite(attached)
+    assert augmented(attached, make_batch()).inputs_2d.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["frozen", "as_found"])
+def test_steps_left_out_are_counted(mode: str) -> None:
+    estimator = make_lifter()
+    nn.init.constant_(estimator[1].weight, torch.nan)
+    hook = make_hook(estimator, feedback="estimator", candidates=1, estimator_mode=mode)
+    for batch in stream(2):
+        train_once(hook, batch, estimator)
+    assert hook.diagnostics().skipped_steps == 2  # the policy's
+
+
+def test_nan_in_the_estimators_gradients_stays_there() -> None:
+    estimator = make_lifter()
+    optimizer = torch.optim.SGD(estimator.parameters(), lr=0.1)
+    hook = make_hook(estimator)
+    camera, inputs_3d, inputs_2d = make_batch()
+    inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+    (mpjpe(estimator(inputs_2d), inputs_3d) * torch.nan).backward()
+    optimizer.step()
+    assert estimator[1].weight.isnan().all()
+    assert all_finite(hook)
+    assert hook.diagnostics().skipped_steps == 0
+
+
+# -- what gets out is valid ------------------------------------------------------------------------
+
+WIDE = Spread(pitch=1.4, roll=0.7, depth=(0.1, 5.0), bone_angle=0.5, bone_length=0.5)
+VALID: dict[str, dict[str, Any]] = {
+    "default": {},
+    "random": {"preset": "random"},
+    "paper": {"preset": "paper", "total_updates": 20},
+    "wide": {"spread": WIDE},
+    "wide random": {"preset": "random", "spread": WIDE},
+    "wide frame": {"spread": WIDE, "aspect_ratio": 0.5625},
+    "high frame": {"spread": WIDE, "aspect_ratio": 16 / 9},
+}
+
+
+class Made(NamedTuple):
+    """The augmented samples of a batch."""
+
+    keypoints: Tensor
+    joints: Tensor  # where they stand
+    camera: Tensor
+    aspect_ratio: float
+
+
+@lru_cache
+def made_poses(name: str) -> list[Made]:
+    """What three batches became."""
+    made = []
+    estimator = make_lifter()
+    hook = make_hook(estimator, share=1.0, **VALID[name])
+    for batch in stream(3, 32):
+        outputs = augmented(hook, batch)
+        rows = changed(batch.inputs_2d, outputs.inputs_2d)
+        joints = without_trajectory(outputs.inputs_3d)
+        ratio = hook.config.aspect_ratio
+        made.append(Made(outputs.inputs_2d[rows], joints[rows], batch.camera[rows], ratio))
+        estimator(outputs.inputs_2d)
+        hook.step()
+    return made
+
+
+each_valid = pytest.mark.parametrize("name", VALID)
+
+
+@each_valid
+def test_augmented_poses_are_finite(name: str) -> None:
+    for keypoints, joints, _, _ in made_poses(name):
+        assert keypoints.isfinite().all()
+        assert joints.isfinite().all()
+
+
+@each_valid
+def test_augmented_poses_are_in_front_of_the_camera(name: str) -> None:
+    for _, joints, _, _ in made_poses(name):
+        assert (joints[..., 2] > Z_NEAR - 1e-6).all()
+
+
+@each_valid
+def test_augmented_poses_are_in_the_frame(name: str) -> None:
+    for keypoints, _, _, aspect_ratio in made_poses(name):
+        assert (keypoints[..., 0].abs() <= 1).all()
+        assert (keypoints[..., 1].abs() <= aspect_ratio).all()
+
+
+@each_valid
+def test_augmented_keypoints_are_the_projection_of_the_augmented_poses(name: str) -> None:
+    for keypoints, joints, camera, _ in made_poses(name):
+        torch.testing.assert_close(project_points(joints, camera), keypoints, rtol=0, atol=1e-5)
+
+
+@each_valid
+def test_left_and_right_bones_stay_equally_long(name: str) -> None:
+    for _, joints, _, _ in made_poses(name):
+        lengths = bone_lengths(joints_to_bones(joints, H36M_16))
+        assert (lengths > 0.01).all()
+        mirrored = [H36M_16.bone_length_groups.index(g) for g in H36M_16.bone_length_groups]
+        torch.testing.assert_close(lengths, lengths[..., mirrored], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["default", "wide", "wide random"])
+def test_checks_of_validity_are_not_about_nothing(name: str) -> None:
+    assert sum(len(keypoints) for keypoints, *_ in made_poses(name)) > 30
+
+
+def test_what_cannot_be_made_valid_is_the_original_and_counted() -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator, share=1.0, candidates=1, spread=Spread(depth=(0.01, 0.02)))
+    batch = make_batch()
+    outputs = augmented(hook, batch)
+    assert differences(list(outputs), [batch.inputs_2d, batch.inputs_3d]) == []
+    estimator(outputs.inputs_2d)
+    hook.step()
+    assert hook.diagnostics().kept_share == 0
+
+
+def test_released_frame_check_lets_the_left_and_the_top_go() -> None:
+    hook = make_hook(make_lifter(), preset="released", total_updates=20, share=1.0)
+    batch = make_batch(512)
+    outputs = augmented(hook, batch)
+    rows = changed(batch.inputs_2d, outputs.inputs_2d)
+    assert (outputs.inputs_2d[rows] <= 1).all()
+    assert (outputs.inputs_2d[rows] < -1).any()
+
+
+@pytest.mark.parametrize("unit", [1.0, 0.001])
+@pytest.mark.parametrize("root", ["trajectory", "absolute", "zeroed"])
+def test_root_conventions_and_units(root: str, unit: float) -> None:
+    camera, absolute, keypoints = absolute_batch(32)
+    host = {
+        "trajectory": with_trajectory(absolute),
+        "absolute": absolute,
+        "zeroed": root_relative(absolute, H36M_16),
+    }[root] / unit
+    adapter = PoseAdapter(root=root, metres_per_unit=unit)
+    hook = make_hook(make_lifter(), adapter=adapter, share=1.0)
+    outputs = hook.augment(keypoints, host, camera)
+    assert changed(keypoints, outputs.inputs_2d).sum() > 16
+    joints = outputs.inputs_3d * unit
+    if root == "zeroed":
+        assert (joints[:, :, 0] == 0).all()
+        joints = joints + solve_root(outputs.inputs_2d, joints, camera).root.unsqueeze(-2)
+    elif root == "trajectory":
+        joints = without_trajectory(joints)
+    assert in_view(joints, camera).float().mean() > 0.99
+    error = (project_points(joints, camera) - outputs.inputs_2d).norm(dim=-1)
+    assert error.max() < (1e-3 if root == "zeroed" else 1e-5)
+
+
+def test_root_conventions_give_the_same_poses() -> None:
+    camera, absolute, keypoints = absolute_batch()
+    made = {
+        root: make_hook(make_lifter(), adapter=PoseAdapter(root=root)).augment(
+            keypoints, inputs_3d, camera
+        )
+        for root, inputs_3d in (
+            ("trajectory", with_trajectory(absolute)),
+            ("absolute", absolute),
+            ("zeroed", root_relative(absolute, H36M_16)),
+        )
+    }
+    expected = made["absolute"].inputs_2d
+    torch.testing.assert_close(made["trajectory"].inputs_2d, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(made["zeroed"].inputs_2d, expected, rtol=0, atol=1e-2)
+
+
+def test_unknown_root_convention_is_refused() -> None:
+    with pytest.raises(PoseAugError, match="root must be one of trajectory, absolute, zeroed"):
+        PoseAdapter(root="pelvis")  # type: ignore[arg-type]
+
+
+def test_window_keeps_its_bone_lengths() -> None:
+    batch = make_batch(16, frames=5)
+    outputs = augmented(make_hook(make_lifter(frames=5), share=1.0), batch)
+    lengths = bone_lengths(joints_to_bones(without_trajectory(outputs.inputs_3d), H36M_16))
+    torch.testing.assert_close(lengths, lengths[:, :1].expand_as(lengths), rtol=0, atol=1e-4)
+
+
+def test_window_is_in_view_in_every_frame() -> None:
+    batch = make_batch(32, frames=5)
+    hook = make_hook(make_lifter(frames=5), share=1.0, spread=WIDE)
+    outputs = augmented(hook, batch)
+    rows = changed(batch.inputs_2d, outputs.inputs_2d)
+    assert rows.any()
+    joints = without_trajectory(outputs.inputs_3d)
+    assert (outputs.inputs_2d[rows].abs() <= 1).all()
+    torch.testing.assert_close(
+        project_points(joints, batch.camera)[rows], outputs.inputs_2d[rows], rtol=0, atol=1e-5
+    )
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def wrong(kind: str) -> tuple[Any, Any, Any]:
+    """Arguments of `augment` with one mistake."""
+    camera, inputs_3d, inputs_2d = make_batch()
+    return {
+        "joints": lambda: (inputs_2d[:, :, :15], inputs_3d[:, :, :15], camera),
+        "channels": lambda: (inputs_2d, inputs_3d[..., :2], camera),
+        "confidence": lambda: (torch.cat([inputs_2d, inputs_2d[..., :1]], -1), inputs_3d, camera),
+        "flattened": lambda: (inputs_2d.flatten(1), inputs_3d.flatten(1), camera),
+        "swapped": lambda: (inputs_3d, inputs_2d, camera),
+        "batch": lambda: (inputs_2d[:8], inputs_3d, camera),
+        "frames": lambda: (inputs_2d.expand(-1, 9, -1, -1), inputs_3d, camera),
+        "integers": lambda: (inputs_2d.long(), inputs_3d, camera),
+        "array": lambda: (inputs_2d, inputs_3d.numpy(), camera),
+        "nothing": lambda: (None, inputs_3d, camera),
+        "devices": lambda: (inputs_2d.to("meta"), inputs_3d, camera),
+        "device": lambda: (inputs_2d.to("meta"), inputs_3d.to("meta"), camera),
+        "camera of another batch": lambda: (inputs_2d, inputs_3d, camera[:8]),
+        "camera matrix": lambda: (inputs_2d, inputs_3d, torch.eye(3)),
+        "camera as a list": lambda: (inputs_2d, inputs_3d, camera.tolist()),
+    }[kind]()
+
+
+# What the message has to say: what is expected, and what came.
+MISTAKES = {
+    "joints": r"inputs_3d must be \(batch, frames, 16, 3\).*got \(16, 1, 15, 3\)",
+    "channels": r"inputs_3d must be \(batch, frames, 16, 3\).*got \(16, 1, 16, 2\)",
+    "confidence": r"inputs_2d must be \(batch, frames, 16, 2\).*got \(16, 1, 16, 3\)",
+    "flattened": r"inputs_3d must be .* got \(16, 48\)",
+    "swapped": r"inputs_3d must be \(batch, frames, 16, 3\).*got \(16, 1, 16, 2\)",
+    "batch": r"same batch and frames, got \(8, 1, 16, 2\) and \(16, 1, 16, 3\)",
+    "frames": r"same batch and frames, got \(16, 9, 16, 2\) and \(16, 1, 16, 3\)",
+    "integers": r"inputs_2d must be a floating-point tensor, got torch\.int64",
+    "array": r"inputs_3d must be a floating-point tensor, got ndarray",
+    "nothing": r"inputs_2d must be a floating-point tensor, got NoneType",
+    "devices": r"must be on one device, got meta and cpu",
+    "device": r"must be on cpu.*got meta",
+    "camera of another batch": r"camera must be \(16, 9\) or \(9,\) intrinsics, got \(8, 9\)",
+    "camera matrix": r"camera must be \(16, 9\) or \(9,\) intrinsics, got \(3, 3\)",
+    "camera as a list": r"camera must be .*got list",
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_error_says_expected_and_received(kind: str) -> None:
+    hook = make_hook(make_lifter())
+    with pytest.raises(PoseAugError, match=MISTAKES[kind]) as raised:
+        hook.augment(*wrong(kind))
+    assert str(raised.value).startswith("PoseAugHook.augment: ")
+
+
+@pytest.mark.parametrize("kind", ["joints", "channels", "flattened"])
+def test_error_names_the_skeleton(kind: str) -> None:
+    with pytest.raises(PoseAugError, match="for skeleton 'h36m_16'"):
+        make_hook(make_lifter()).augment(*wrong(kind))
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_error_changes_nothing(kind: str) -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator)
+    train_once(hook, make_batch(), estimator)
+    before = frozen_state(hook)
+    with pytest.raises(PoseAugError):
+        hook.augment(*wrong(kind))
+    assert differences(before, hook.state_dict()) == []
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_error_in_the_first_batch_changes_nothing(kind: str) -> None:
+    # With "joints", no preset has 15 of them.
+    hook = make_hook(make_lifter(), skeleton=None)
+    with pytest.raises(PoseAugError):
+        hook.augment(*wrong(kind))
+    assert hook.skeleton is None
+    with pytest.warns(PoseAugWarning, match="took skeleton='h36m_16'"):
+        augmented(hook, make_batch())
+
+
+def test_batch_before_an_error_can_still_be_learned_from() -> None:
+    states = []
+    for errs in (False, True):
+        estimator = make_lifter(dropout=0.0)
+        hook = make_hook(estimator)
+        outputs = augmented(hook, make_batch())
+        if errs:
+            with pytest.raises(PoseAugError):
+                hook.augment(*wrong("channels"))
+        estimator(outputs.inputs_2d)
+        hook.step()
+        states.append(frozen_state(hook))
+    assert differences(*states) == []
+
+
+def test_inference_mode_is_refused() -> None:
+    hook = make_hook(make_lifter())
+    with torch.inference_mode(), pytest.raises(PoseAugError, match=r"torch\.inference_mode"):
+        augmented(hook, make_batch())
+
+
+def test_paused_hook_passes_batches_through_under_inference_mode() -> None:
+    hook = make_hook(make_lifter())
+    batch = make_batch()
+    with torch.inference_mode(), hook.paused():
+        assert augmented(hook, batch).inputs_2d is batch.inputs_2d
+
+
+def test_first_batch_under_no_grad() -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator)
+    with torch.no_grad():
+        outputs = augmented(hook, make_batch())
+    estimator(outputs.inputs_2d)
+    with torch.no_grad():
+        hook.step()
+    assert hook.diagnostics().updates == 1
+
+
+# -- which skeleton --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "skeleton", [H36M_16, H36M_17, MPI_INF_3DHP_17, COCO_17, SMPL_24], ids=lambda s: s.name
+)
+@pytest.mark.parametrize("root", ["trajectory", "absolute"])
+def test_skeleton_is_told_from_the_batch(skeleton: Skeleton, root: str) -> None:
+    batch = (make_batch if root == "trajectory" else absolute_batch)(32, skeleton)
+    hook = PoseAugHook(make_lifter(skeleton.num_joints), adapter=PoseAdapter(root=root), **SMALL)
+    with pytest.warns(PoseAugWarning, match=f"took skeleton='{skeleton.name}'.*pass it"):
+        augmented(hook, batch)
+    assert hook.skeleton == skeleton
+
+
+def test_skeleton_that_is_given_needs_no_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        augmented(make_hook(make_lifter()), make_batch())
+
+
+def test_unknown_number_of_joints() -> None:
+    hook = make_hook(make_lifter(), skeleton=None)
+    inputs_2d, inputs_3d = torch.zeros(4, 1, 20, 2), torch.ones(4, 1, 20, 3)
+    with pytest.raises(PoseAugError, match=r"no preset has 20 joints.*skeleton=Skeleton\(\.\.\.\)"):
+        hook.augment(inputs_2d, inputs_3d, torch.ones(9))
+
+
+def test_seventeen_joints_that_fit_no_preset() -> None:
+    hook = make_hook(make_lifter(), skeleton=None)
+    generator = torch.Generator().manual_seed(0)
+    joints = torch.randn(32, 1, 17, 3, generator=generator) * 0.3
+    joints[..., 2] += 5
+    adapter = PoseAdapter(root="absolute")
+    hook = make_hook(make_lifter(), skeleton=None, adapter=adapter)
+    with pytest.raises(PoseAugError, match=r"17 joints fit h36m_17, .* pass skeleton='\.\.\.'"):
+        hook.augment(joints[..., :2] / 5, joints, torch.ones(9))
+
+
+def test_seventeen_joints_without_a_usable_sample() -> None:
+    hook = make_hook(make_lifter(), skeleton=None)
+    with pytest.raises(PoseAugError, match="17 joints fit"):
+        hook.augment(torch.full((4, 1, 17, 2), torch.nan), torch.ones(4, 1, 17, 3), torch.ones(9))
+
+
+# -- cameras ---------------------------------------------------------------------------------------
+
+
+def test_camera_as_an_array() -> None:
+    batch = make_batch()
+    plain = augmented(make_hook(make_lifter()), batch)
+    for camera in (batch.camera.numpy(), batch.camera.double().numpy()):
+        hook = make_hook(make_lifter())
+        outputs = hook.augment(batch.inputs_2d, batch.inputs_3d, camera)
+        assert differences(plain, outputs) == []
+
+
+def test_one_camera_for_all() -> None:
+    batch = make_batch()
+    camera = batch.camera[1]
+    one, each = (
+        make_hook(make_lifter()).augment(batch.inputs_2d, batch.inputs_3d, c)
+        for c in (camera, camera.expand(16, 9))
+    )
+    assert differences(one, each) == []
+
+
+def test_missing_camera_is_warned_of_once() -> None:
+    _warn_of_assumed_camera.cache_clear()
+    hook = make_hook(make_lifter())
+    batch = make_batch()
+    with pytest.warns(PoseAugWarning, match="no camera given; assuming Human3.6M's") as caught:
+        for _ in range(3):
+            outputs = hook.augment(batch.inputs_2d, batch.inputs_3d)
+    assert len(caught) == 1
+    assert changed(batch.inputs_2d, outputs.inputs_2d).any()
+
+
+# -- check_batch -----------------------------------------------------------------------------------
+
+
+def report_of(
+    inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, root: str = "trajectory"
+) -> Any:
+    hook = make_hook(make_lifter(), adapter=PoseAdapter(root=root))
+    return hook.check_batch(inputs_2d, inputs_3d, camera)
+
+
+def test_good_batch_is_ok() -> None:
+    camera, inputs_3d, inputs_2d = make_batch(64)
+    report = report_of(inputs_2d, inputs_3d, camera)
+    assert report.ok
+    assert str(report).endswith("\nok")
+    assert report.usable_share == 1
+    assert 3 < report.root_depth < 6
+    assert 3 < report.body_size < 7
+    assert report.asymmetry < 0.01
+    assert report.reprojection_error < 1e-4
+
+
+def complaint(kind: str) -> tuple[str, ...]:
+    """What is said of a batch with one mistake."""
+    camera, inputs_3d, inputs_2d = make_batch(64)
+    absolute = without_trajectory(inputs_3d)
+    relative = root_relative(absolute, H36M_16)
+    order = torch.tensor([0, 4, 5, 6, 1, 2, 8, 3, 7, 9, 11, 10, 12, 13, 15, 14])
+    upside_down = inputs_2d * torch.tensor([1.0, -1.0])
+    return {
+        "millimetres": lambda: report_of(inputs_2d, inputs_3d * 1000, camera),
+        "pixels": lambda: report_of((inputs_2d + 1) * 500, inputs_3d, camera),
+        "joint order": lambda: report_of(inputs_2d[:, :, order], inputs_3d[:, :, order], camera),
+        "missing root": lambda: report_of(inputs_2d, relative, camera),
+        "absolute": lambda: report_of(inputs_2d, absolute, camera),
+        "another camera": lambda: report_of(inputs_2d, inputs_3d, camera * 1.5),
+        "upside down": lambda: report_of(upside_down, inputs_3d, camera),
+        "z-scored": lambda: report_of(inputs_2d, inputs_3d * 0.1, camera),
+        "some broken": lambda: report_of(
+            inputs_2d, torch.where(torch.arange(64)[:, None, None, None] < 16, torch.nan, inputs_3d),
+            camera,
+        ),
+    }[kind]().problems
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("millimetres", "look like millimetres; pass adapter=PoseAdapter(metres_per_unit=0.001)"),
+        ("pixels", "are they pixels? Normalise them with normalize_screen_coordinates"),
+        ("joint order", "is the joint order that of 'h36m_16' (hip, right_hip, "),
+        ("missing root", "with the root's position where the adapter expects it"),
+        ("absolute", "(root='trajectory', 'absolute' or 'zeroed')"),
+        ("another camera", "wrong camera for the sample"),
+        ("upside down", "3D poses project"),
+        ("z-scored", "wrong unit, or normalised poses"),
+        ("some broken", "25% of the samples are not finite or have joints behind the camera"),
+    ],
+)
+def test_check_batch_says_what_looks_wrong(kind: str, words: str) -> None:
+    assert words in "\n".join(complaint(kind))
+
+
+def test_check_batch_changes_nothing() -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator)
+    train_once(hook, make_batch(), estimator)
+    before, batch = frozen_state(hook), make_batch()
+    given = copy.deepcopy(batch)
+    hook.check_batch(batch.inputs_2d, batch.inputs_3d, batch.camera)
+    assert differences(before, hook.state_dict()) == []
+    assert differences(given, batch) == []
+
+
+def test_check_batch_before_the_first_batch_builds_nothing() -> None:
+    hook = make_hook(make_lifter(), skeleton=None)
+    batch = make_batch()
+    assert hook.check_batch(batch.inputs_2d, batch.inputs_3d, batch.camera).ok
+    assert hook.skeleton is None
+
+
+def test_check_batch_refuses_wrong_shapes_by_its_own_name() -> None:
+    with pytest.raises(PoseAugError, match=r"^PoseAugHook\.check_batch: inputs_3d must be"):
+        make_hook(make_lifter()).check_batch(*wrong("channels"))
+
+
+# -- warnings and observe --------------------------------------------------------------------------
+
+
+def test_hundred_batches_without_a_step_are_warned_of() -> None:
+    hook = make_hook(make_lifter(), preset="random")
+    batch = make_batch(4)
+    for _ in range(99):
+        augmented(hook, batch)
+    with pytest.warns(PoseAugWarning, match=r"100 batches were augmented.*call hook\.step\(\)"):
+        augmented(hook, batch)
+    for _ in range(101):
+        augmented(hook, batch)
+
+
+def test_batches_with_steps_are_not_warned_of() -> None:
+    hook = make_hook(make_lifter(), preset="random")
+    batch = make_batch(4)
+    for _ in range(60):
+        augmented(hook, batch)
+    hook._estimator(batch.inputs_2d)
+    hook.step()
+    for _ in range(60):
+        augmented(hook, batch)
+
+
+def test_hidden_estimator_is_warned_of() -> None:
+    hook = make_hook(make_lifter())
+    augmented(hook, make_batch())
+    with pytest.warns(PoseAugWarning, match=r"not seen to take.*Call hook\.observe\(prediction\)"):
+        hook.step()
+    augmented(hook, make_batch())
+    hook.step()  # once is enough
+
+
+def test_unreadable_output_is_warned_of() -> None:
+    estimator = nn.Sequential(nn.Flatten(1), nn.Linear(32, 7))
+    hook = make_hook(estimator)
+    outputs = augmented(hook, make_batch())
+    estimator(outputs.inputs_2d)
+    with pytest.warns(PoseAugWarning, match=r"output \(16, 7\).*Call hook\.observe\(prediction\)"):
+        hook.step()
+
+
+def test_observe_is_as_good_as_seeing() -> None:
+    states = []
+    for observes in (False, True):
+        estimator = make_lifter(dropout=0.0)
+        hook = make_hook(estimator)
+        outputs = augmented(hook, make_batch())
+        if observes:
+            hidden = copy.deepcopy(estimator)
+            hook.observe(hidden(outputs.inputs_2d))
+        else:
+            estimator(outputs.inputs_2d)
+        hook.step()
+        states.append(frozen_state(hook))
+    assert differences(*states) == []
+
+
+def test_observe_wins_over_seeing() -> None:
+    states = []
+    for is_seen in (False, True):
+        estimator = make_lifter(dropout=0.0)
+        hook = make_hook(estimator)
+        outputs = augmented(hook, make_batch())
+        hook.observe(outputs.inputs_3d * 0.9)
+        if is_seen:
+            estimator(outputs.inputs_2d)
+        hook.step()
+        states.append(frozen_state(hook))
+    assert differences(*states) == []
+
+
+@pytest.mark.parametrize("mix", ["replace", "append"])
+@pytest.mark.parametrize("frames", [1, 3])
+def test_hardness_ratio_is_that_of_the_host(mix: str, frames: int) -> None:
+    batch = make_batch(frames=frames)
+    hook = make_hook(make_lifter(), mix=mix)
+    outputs = augmented(hook, batch)
+    originals = batch.inputs_2d.repeat(2 if mix == "append" else 1, 1, 1, 1)
+    harder = changed(originals, outputs.inputs_2d)[:, None, None, None]
+    off = torch.where(harder, 0.3, 0.1) * torch.tensor([0.6, 0.0, 0.8])
+    predicted = root_relative(outputs.inputs_3d, H36M_16)
+    predicted[:, :, 1:] = outputs.inputs_3d[:, :, 1:] + off
+    hook.observe(predicted)
+    hook.step()
+    assert hook.diagnostics().hardness_ratio == pytest.approx(3.0, rel=1e-3)
+
+
+def test_random_preset_needs_no_prediction() -> None:
+    hook = make_hook(make_lifter(), preset="random")
+    augmented(hook, make_batch())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hook.step()
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def test_tensors_do_not_pile_up() -> None:
+    estimator = make_lifter()
+    optimizer = torch.optim.Adam(estimator.parameters())
+    hook = make_hook(estimator)
+    batches = stream(4, 4)
+
+    def living() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
+
+    train(hook, estimator, optimizer, batches * 3)
+    before = living()
+    train(hook, estimator, optimizer, batches * 50)
+    assert living() <= before
