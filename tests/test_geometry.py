@@ -673,6 +673,7 @@ def test_nothing_behind_or_at_the_camera_is_in_view(depth: float) -> None:
 def test_rays_that_the_lens_folds_back_are_not_in_view() -> None:
     # Barrel distortion: from slope 1.05 on the polynomial returns towards the middle.
     intrinsics = pinhole()
+    intrinsics[:, :2] = 1.0
     intrinsics[:, 4] = -0.3
     point = torch.tensor([[[1.4, 0.0, 1.0]]], dtype=torch.float64)
     assert project_points(point, intrinsics).abs().max() < 0.7
