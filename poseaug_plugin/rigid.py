@@ -55,12 +55,13 @@ def view_rotation(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tensor:
     Returns:
         (..., 3, 3).
     """
-    zero = torch.zeros_like(yaw)
-    turn, tilt, lean = (
-        axis_angle_to_matrix(torch.stack(axis, -1))
-        for axis in ((zero, yaw, zero), (pitch, zero, zero), (zero, zero, roll))
-    )
-    return lean @ tilt @ turn
+    cy, sy, cp, sp, cr, sr = (f(a) for a in (yaw, pitch, roll) for f in (torch.cos, torch.sin))
+    entries = [
+        *(cr * cy - sr * sp * sy, -sr * cp, cr * sy + sr * sp * cy),
+        *(sr * cy + cr * sp * sy, cr * cp, sr * sy - cr * sp * cy),
+        *(-cp * sy, sp, cp * cy),
+    ]
+    return torch.stack(entries, -1).unflatten(-1, (3, 3))
 
 
 def root_relative(joints: Tensor, skeleton: Skeleton) -> Tensor:

@@ -11,7 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from .adapters import CanonicalBatch
-from .augmentation import AugmentationParameters, apply_augmentation, bone_angle_change
+from .augmentation import (
+    AugmentationParameters,
+    apply_augmentation,
+    bone_angle_change,
+    moved_poses,
+)
 from .camera import in_view, project_points
 from .config import PoseAugConfig
 from .curriculum import linear_decay, training_progress
@@ -28,7 +33,7 @@ from .objectives import (
     policy_objective,
     predictor_objective,
 )
-from .policy import AugmentationPolicy, Policy, RandomPolicy
+from .policy import AugmentationPolicy, Policy, RandomPolicy, RawParameters
 from .pool import FakePosePool
 from .skeleton import Skeleton
 
@@ -153,7 +158,12 @@ class PolicyTrainer:
         rows = order[:count] if replaces else torch.arange(size, device=device)
         generated = self.generate(CanonicalBatch(*(field[rows] for field in batch)))
         with torch.no_grad():
-            valid = batch.usable[rows] & self._valid(generated)
+            valid = batch.usable[rows] & self._valid(
+                generated.poses.moved,
+                generated.keypoints,
+                generated.parameters,
+                generated.intrinsics,
+            )
             keep = valid[:, None, None, None]
             joints = torch.where(keep, generated.poses.moved, batch.joints[rows])
             keypoints = torch.where(keep, generated.keypoints, batch.keypoints[rows])
@@ -172,45 +182,38 @@ class PolicyTrainer:
     def generate(self, batch: CanonicalBatch) -> Generated:
         """Augment every sample, attached to the policy's graph."""
         policy, candidates = self.policy, self.config.candidates
-        size = batch.joints.shape[0]
-        base, network = policy.base_noise_size, policy.network_noise_size
-        noise = torch.randn(
-            size,
-            candidates * base + network,
-            device=batch.joints.device,
-            generator=self.generator,
-        )
+        size, base = batch.joints.shape[0], policy.base_noise_size
+        parts = [candidates * base, policy.network_noise_size, candidates]
+        noise = torch.randn(size, sum(parts), device=batch.joints.device, generator=self.generator)
+        base_noise, network_noise, choice_noise = noise.split(parts, 1)
         # The networks run once; the candidates differ in the base draw.
-        base_noise = noise[:, : candidates * base].reshape(size, candidates, base)
-        raw = policy.regress(batch.joints, noise[:, candidates * base :])
+        raw = policy.regress(batch.joints, network_noise)
+        base_noise = base_noise.reshape(size, candidates, base)
         chosen = base_noise[:, 0]
         if candidates > 1:
-            choice = self._choose(batch, base_noise, raw)
-            chosen = base_noise.gather(1, choice[:, None, None].expand(-1, 1, chosen.shape[1]))[
-                :, 0
-            ]
+            choice = self._choose(batch, base_noise, raw, torch.special.ndtr(choice_noise))
+            chosen = base_noise.gather(1, choice[:, None, None].expand(-1, 1, base))[:, 0]
         return self._apply(batch, policy.assemble(batch.joints, chosen, raw))
 
     @torch.no_grad()
-    def _choose(self, batch: CanonicalBatch, base_noise: Tensor, raw: Any) -> Tensor:  # noqa: ANN401
-        """Index (B,) of the hardest valid one of base draws (B, candidates, .)."""
+    def _choose(
+        self, batch: CanonicalBatch, base_noise: Tensor, raw: RawParameters | None, draws: Tensor
+    ) -> Tensor:
+        """Index (B,) into base draws (B, candidates, .), by predicted hardness."""
         candidates = base_noise.shape[1]
-        repeated = CanonicalBatch(*(f.repeat_interleave(candidates, 0) for f in batch))
+        joints, intrinsics = (
+            x.repeat_interleave(candidates, 0) for x in (batch.joints, batch.intrinsics)
+        )
         if raw is not None:
-            raw = type(raw)(*(r.repeat_interleave(candidates, 0) for r in raw))
-        parameters = self.policy.assemble(repeated.joints, base_noise.flatten(0, 1), raw)
-        drawn = self._apply(repeated, parameters)
-        scores = self._predict(drawn.keypoints, drawn.poses.moved)
+            raw = RawParameters(*(r.repeat_interleave(candidates, 0) for r in raw))
+        parameters = self.policy.assemble(joints, base_noise.flatten(0, 1), raw)
+        moved = moved_poses(joints, parameters, self.skeleton)
+        keypoints = project_points(moved, intrinsics, clamp_rays=self.config.clamp_rays)
         return choose_candidate(
-            scores.reshape(-1, candidates),
-            self._valid(drawn).reshape(-1, candidates),
+            self._predict(keypoints, moved).reshape(-1, candidates),
+            self._valid(moved, keypoints, parameters, intrinsics).reshape(-1, candidates),
             self.controller.exponent,
-            torch.rand(
-                len(scores) // candidates,
-                candidates,
-                device=scores.device,
-                generator=self.generator,
-            ),
+            draws,
         )
 
     def _apply(self, batch: CanonicalBatch, parameters: AugmentationParameters) -> Generated:
@@ -224,14 +227,19 @@ class PolicyTrainer:
             batch.joints, clean_keypoints, parameters, poses, keypoints, batch.intrinsics, weights
         )
 
-    def _valid(self, generated: Generated) -> Tensor:
+    def _valid(
+        self,
+        moved: Tensor,
+        keypoints: Tensor,
+        parameters: AugmentationParameters,
+        intrinsics: Tensor,
+    ) -> Tensor:
         """(B,): finite, positive bone lengths, and in view in every frame."""
-        moved, keypoints = generated.poses.moved, generated.keypoints
         finite = moved.isfinite().flatten(1).all(1) & keypoints.isfinite().flatten(1).all(1)
-        finite &= (generated.parameters.bone_length_ratio > -1).flatten(1).all(1)
+        finite &= (parameters.bone_length_ratio > -1).flatten(1).all(1)
         if self.config.frame_check == "released":
             return finite & (keypoints <= 1).flatten(1).all(1)
-        seen = in_view(moved, generated.intrinsics, self.config.aspect_ratio)
+        seen = in_view(moved, intrinsics, self.config.aspect_ratio)
         return finite & seen.flatten(1).all(1)
 
     def _predict(self, keypoints: Tensor, joints: Tensor) -> Tensor:

@@ -276,6 +276,7 @@ def test_share_too_small_for_a_single_sample(hook: str) -> None:
     batch = make_batch(4)
     outputs = augmented(attached, batch)
     assert not changed(batch.inputs_2d, outputs.inputs_2d).any()
+    estimator(outputs.inputs_2d)
     attached.step()
     assert all_finite(attached)
 
@@ -655,6 +656,7 @@ def test_error_changes_nothing(kind: str) -> None:
     assert differences(before, hook.state_dict()) == []
 
 
+@pytest.mark.filterwarnings("ignore:.*took skeleton")
 @pytest.mark.parametrize("kind", MISTAKES)
 def test_error_in_the_first_batch_changes_nothing(kind: str) -> None:
     # With "joints", no preset has 15 of them.
