@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -118,7 +119,12 @@ class PoseAdapter:
                 f"{inputs_3d.device}"
             )
         if camera is not None:
-            shape = tuple(camera.shape)
+            shape = getattr(camera, "shape", None)
+            if shape is None:
+                return (
+                    f"camera must be a tensor or array of intrinsics, got {type(camera).__name__}"
+                )
+            shape = tuple(shape)
             if shape not in ((9,), (inputs_3d.shape[0], 9)):
                 return f"camera must be ({inputs_3d.shape[0]}, 9) or (9,) intrinsics, got {shape}"
         return ""

@@ -94,7 +94,8 @@ class Monitor(nn.Module):
             zip(_MEANS, torch.where(self.seen > 0, self.means, math.nan).tolist(), strict=True)
         )
         cosine = 1 - means["angle_change"]
-        means["angle_change"] = math.degrees(math.acos(cosine)) if cosine == cosine else math.nan
+        if cosine == cosine:
+            means["angle_change"] = math.degrees(math.acos(min(max(cosine, -1.0), 1.0)))
         unusable, skipped = self.counts.tolist()
         result = Diagnostics(
             updates=updates, unusable_samples=unusable, skipped_steps=skipped, **means

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -54,17 +55,20 @@ class GuardedAdam:
         """What keeps a state from being loaded here."""
         try:
             count = len(state["param_groups"][0]["params"])
-            moments = state["state"]
-        except (KeyError, IndexError, TypeError):
+            moments = dict(state["state"])
+        except (KeyError, IndexError, TypeError, ValueError):
             return ["not the state of an Adam optimizer"]
         if count != len(self.parameters):
             return [f"its optimizer must have {len(self.parameters)} parameters, got {count}"]
+        shapes = ({"step": (), "exp_avg": p.shape, "exp_avg_sq": p.shape} for p in self.parameters)
         return [
-            f"the moments of parameter {i} must have shape {tuple(parameter.shape)}"
-            for i, parameter in enumerate(self.parameters)
-            if i in moments and moments[i]["exp_avg"].shape != parameter.shape
+            f"parameter {i} must have the moments {', '.join(expected)} in its own shape"
+            for i, expected in enumerate(shapes)
+            if i in moments
+            and any(getattr(moments[i].get(k), "shape", None) != s for k, s in expected.items())
         ]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore Adam's state."""
-        self.adam.load_state_dict(state)
+        """Restore Adam's state, of which a copy is taken."""
+        # torch keeps the very tensors, so that this Adam would go on in somebody else's state.
+        self.adam.load_state_dict(copy.deepcopy(state))

@@ -147,21 +147,21 @@ class PoseAugHook:
         Returns:
             ``inputs_2d, inputs_3d`` with the same dtypes, devices and conventions (and shapes,
             unless ``mix="append"``): detached, contiguous, safe to change in place. Samples that
-            were not augmented are bit-identical; with the hook off, or for a batch of one or none,
-            the very tensors that came in.
+            were not augmented are bit-identical; with the hook off, or where less than two samples
+            are to be augmented (a last batch of one), the very tensors that came in.
 
         Raises:
             PoseAugError: Wrong shapes, dtypes or devices; nothing has changed then.
         """
+        if not self.enabled:
+            return HostPoses(inputs_2d, inputs_3d)
         if torch.is_inference_mode_enabled():
             raise PoseAugError(
                 "PoseAugHook.augment was called under torch.inference_mode(), where nothing can be "
                 "trained; call it in the training loop only, or use torch.no_grad()."
             )
-        if not self.enabled:
-            return HostPoses(inputs_2d, inputs_3d)
         trainer = self._ready_trainer(inputs_2d, inputs_3d, camera)
-        if inputs_3d.shape[0] < 2:
+        if trainer.count_of(inputs_3d.shape[0]) < 2:
             self._forget()
             return HostPoses(inputs_2d, inputs_3d)
         self._count_forgotten_steps()
@@ -293,7 +293,7 @@ class PoseAugHook:
             )
         if state["training"] is None:
             return
-        skeleton = Skeleton.from_data(state["skeleton"])
+        skeleton = _skeleton_from(state["skeleton"])
         if self.skeleton is not None and skeleton != self.skeleton:
             raise PoseAugError(
                 f"PoseAugHook.load_state_dict: saved for {skeleton}, this hook has {self.skeleton}."
@@ -324,7 +324,14 @@ class PoseAugHook:
         if problem:
             known = f" for skeleton {skeleton.name!r}" if skeleton else ""
             raise PoseAugError(f"PoseAugHook.augment: {problem}{known}.")
-        if self._trainer is None:
+        trainer, device = self._trainer, inputs_3d.device
+        home = device_of(self._estimator) if trainer is None else trainer.generator.device
+        if device != home:
+            raise PoseAugError(
+                f"PoseAugHook.augment: the batch must be on {home}, where the estimator was when "
+                f"the hook's networks were made, got {device}."
+            )
+        if trainer is None:
             skeleton = infer_skeleton(self.adapter, inputs_2d, inputs_3d, camera)
             warnings.warn(
                 f"PoseAugHook: took skeleton={skeleton.name!r} for poses with {count} joints; pass "
@@ -332,15 +339,9 @@ class PoseAugHook:
                 PoseAugWarning,
                 stacklevel=3,
             )
-            self.skeleton = skeleton
-            self._trainer = self._make_trainer(skeleton, inputs_3d.device)
-        device = self._trainer.generator.device
-        if inputs_3d.device != device:
-            raise PoseAugError(
-                f"PoseAugHook.augment: the batch must be on {device}, where the hook's networks "
-                f"are, got {inputs_3d.device}."
-            )
-        return self._trainer
+            trainer = self._make_trainer(skeleton, device)
+            self.skeleton, self._trainer = skeleton, trainer
+        return trainer
 
     def _forget(self) -> None:
         self._pending = None
@@ -398,11 +399,13 @@ class PoseAugHook:
         augmented, skeleton = pending.augmented, self._existing_trainer().skeleton
         target = root_relative(augmented.joints, skeleton)
         if prediction is None:
-            self._warn(
-                "unseen",
-                "the estimator was not seen to take the augmented batch, so the hardness predictor "
-                "learns nothing. Call hook.observe(prediction) after your forward pass.",
-            )
+            if self.config.feedback == "predicted":
+                self._warn(
+                    "unseen",
+                    "the estimator was not seen to take the augmented batch, so the hardness "
+                    "predictor learns nothing. Call hook.observe(prediction) after your forward "
+                    "pass.",
+                )
             return None
         try:
             predicted = root_relative(self.adapter.predicted_joints(prediction, skeleton), skeleton)
@@ -443,6 +446,15 @@ class PoseAugHook:
             )
 
         return error_of
+
+
+def _skeleton_from(data: object) -> Skeleton:
+    try:
+        return Skeleton.from_data(data)  # type: ignore[arg-type]
+    except (PoseAugError, TypeError, KeyError, ValueError, AttributeError) as problem:
+        raise PoseAugError(
+            f"PoseAugHook.load_state_dict: the skeleton in it cannot be read ({problem})."
+        ) from problem
 
 
 def _put(original: Tensor, made: Tensor, clean: Tensor, augmented: Augmented, mix: str) -> Tensor:

@@ -142,17 +142,25 @@ class PolicyTrainer:
         )
 
     @property
+    def replaces(self) -> bool:
+        """Whether augmented samples take the place of originals."""
+        return self.config.mix == "replace"
+
+    @property
     def progress(self) -> float:
         """Share of the training that is done."""
         return training_progress(self.num_updates, self.config.total_updates)
 
     # -- generating ------------------------------------------------------------------------------
 
+    def count_of(self, batch_size: int) -> int:
+        """How many samples of a batch are augmented."""
+        return round(self.config.share * batch_size) if self.replaces else batch_size
+
     def augment(self, batch: CanonicalBatch) -> Augmented:
         """Replace a share of the batch, or append an augmented copy, as the options say."""
-        size = batch.joints.shape[0]
-        replaces = self.config.mix == "replace"
-        count = round(self.config.share * size) if replaces else size
+        size, replaces = batch.joints.shape[0], self.replaces
+        count = self.count_of(size)
         device = batch.joints.device
         order = torch.rand(size, device=device, generator=self.generator).argsort()
         rows = order[:count] if replaces else torch.arange(size, device=device)
@@ -387,25 +395,34 @@ class PolicyTrainer:
             return [f"training state must have the keys {sorted(expected)}"]
         problems = []
         own, given = self._modules().state_dict(), state["modules"]
+        if not isinstance(given, dict):
+            return [f"the networks must be a dictionary, got {_kind(given)}"]
         missing, surplus = sorted(set(own) - set(given)), sorted(set(given) - set(own))
         if missing or surplus:
-            problems.append(
+            return [
                 f"networks differ (missing: {', '.join(missing[:3]) or '-'}; not known here: "
                 f"{', '.join(surplus[:3]) or '-'}): was it saved with another preset or options?"
-            )
-        for name in sorted(set(own) & set(given)):
+            ]
+        for name in own:
             here, there = _kind(own[name]), _kind(given[name])
             if here != there:
                 problems.append(f"{name} must be {here}, got {there}")
-        for name, adam in self._adams().items():
-            if name not in state["optimizers"]:
-                problems.append(f"the optimizer of {name} is missing")
-            else:
-                problems += [f"{name}: {p}" for p in adam.problems_with(state["optimizers"][name])]
+        for critic in self.critics:
+            fill, capacity = given[f"pool_{critic.name}._extra_state"], critic.pool.capacity
+            if not isinstance(fill, int) or not 0 <= fill <= capacity:
+                problems.append(
+                    f"the fill of pool_{critic.name} must lie in [0, {capacity}], got {fill!r}"
+                )
+        adams, given = self._adams(), state["optimizers"]
+        if not isinstance(given, dict) or set(given) != set(adams):
+            problems.append(f"optimizers must be those of {', '.join(sorted(adams)) or 'nobody'}")
+        else:
+            for name, adam in adams.items():
+                problems += [f"{name}: {p}" for p in adam.problems_with(given[name])]
         if not isinstance(state["num_updates"], int) or state["num_updates"] < 0:
             problems.append(f"num_updates must be a count, got {state['num_updates']!r}")
-        if not isinstance(state["generator"], Tensor) or state["generator"].dtype != torch.uint8:
-            problems.append(f"generator must be a byte tensor, got {_kind(state['generator'])}")
+        if not _is_random_state(state["generator"]):
+            problems.append("generator must be the state of a torch.Generator")
         return problems
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -426,6 +443,19 @@ def _kind(value: object) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
     return type(value).__name__
+
+
+def _is_random_state(value: object) -> bool:
+    if not isinstance(value, Tensor) or value.dtype != torch.uint8:
+        return False
+    scratch = torch.Generator()
+    if value.shape != scratch.get_state().shape:
+        return True  # of another kind of device
+    try:
+        scratch.set_state(value.cpu())
+    except RuntimeError:
+        return False
+    return True
 
 
 def _no_losses(device: torch.device) -> Losses:
@@ -473,10 +503,11 @@ def _finite(poses: Tensor) -> Tensor:
 
 
 def _ratio(observed: Tensor, augmented: Augmented) -> Tensor:
-    """Mean error of the augmented samples over that of the original ones."""
+    """Mean error of the augmented samples over that of the original ones; NaN without either."""
     usable = augmented.usable & observed.isfinite()
-    means = [
-        weighted_mean(torch.where(usable, observed, 0.0), (usable & which).to(observed.dtype))
-        for which in (augmented.is_augmented, ~augmented.is_augmented)
-    ]
-    return means[0] / means[1]
+    observed = torch.where(usable, observed, 0.0)
+    harder, easier = (
+        (observed * chosen).sum() / chosen.sum()
+        for chosen in (usable & augmented.is_augmented, usable & ~augmented.is_augmented)
+    )
+    return harder / easier

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,13 +40,18 @@ class Batch(NamedTuple):
     inputs_2d: Tensor  # (B, T, J, 2)
 
 
+@lru_cache
+def _projected_poses(size: int, skeleton: Skeleton, frames: int, seed: int) -> Batch:
+    poses = human_poses(size, frames, skeleton, torch.Generator().manual_seed(seed))
+    camera = h36m_intrinsics(size)
+    return Batch(camera.float(), poses.float(), project_points(poses, camera).float())
+
+
 def absolute_batch(
     size: int = 16, skeleton: Skeleton = H36M_16, frames: int = 1, seed: int = 0
 ) -> Batch:
     """Every joint where it stands, in camera space."""
-    poses = human_poses(size, frames, skeleton, torch.Generator().manual_seed(seed))
-    camera = h36m_intrinsics(size)
-    return Batch(camera.float(), poses.float(), project_points(poses, camera).float())
+    return Batch(*(t.clone() for t in _projected_poses(size, skeleton, frames, seed)))
 
 
 def with_trajectory(joints: Tensor, skeleton: Skeleton = H36M_16) -> Tensor:

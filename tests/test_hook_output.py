@@ -8,7 +8,6 @@ import warnings
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from loops import (
@@ -262,11 +261,11 @@ def test_after_a_batch_that_passed_through_there_is_nothing_to_learn(size: int) 
 @pytest.mark.parametrize("size", [2, 3, 4])
 @pytest.mark.parametrize("hook", HOOKS)
 def test_small_batches(hook: str, size: int) -> None:
-    # The last batch of an epoch can have any size.
+    # The last batch of an epoch can have any size; half of two is too few to learn from.
     estimator = make_lifter()
     attached = make_hook(estimator, **HOOKS[hook])
     train_once(attached, make_batch(size), estimator)
-    assert attached.diagnostics().updates == 1
+    assert attached.diagnostics().updates == (size > 2)
 
 
 @pytest.mark.parametrize("hook", ["default", "released", "random"])
@@ -778,19 +777,17 @@ def test_missing_camera_is_warned_of_once() -> None:
     _warn_of_assumed_camera.cache_clear()
     hook = make_hook(make_lifter())
     batch = make_batch()
-    with pytest.warns(PoseAugWarning, match="no camera given; assuming Human3.6M's") as caught:
-        for _ in range(3):
-            outputs = hook.augment(batch.inputs_2d, batch.inputs_3d)
+    with pytest.warns(PoseAugWarning, match=r"no camera given; assuming Human3\.6M's") as caught:
+        outputs = hook.augment(batch.inputs_2d, batch.inputs_3d)
     assert len(caught) == 1
     assert changed(batch.inputs_2d, outputs.inputs_2d).any()
+    hook.augment(batch.inputs_2d, batch.inputs_3d)
 
 
 # -- check_batch -----------------------------------------------------------------------------------
 
 
-def report_of(
-    inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, root: str = "trajectory"
-) -> Any:
+def report_of(inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, root: str = "trajectory") -> Any:
     hook = make_hook(make_lifter(), adapter=PoseAdapter(root=root))
     return hook.check_batch(inputs_2d, inputs_3d, camera)
 
@@ -824,8 +821,7 @@ def complaint(kind: str) -> tuple[str, ...]:
         "upside down": lambda: report_of(upside_down, inputs_3d, camera),
         "z-scored": lambda: report_of(inputs_2d, inputs_3d * 0.1, camera),
         "some broken": lambda: report_of(
-            inputs_2d, torch.where(torch.arange(64)[:, None, None, None] < 16, torch.nan, inputs_3d),
-            camera,
+            inputs_2d, torch.cat([inputs_3d[:16] * torch.nan, inputs_3d[16:]]), camera
         ),
     }[kind]().problems
 

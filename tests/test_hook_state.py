@@ -1,11 +1,14 @@
-"""Promise 4: everything that changes is state, checked whole; and what the diagnostics say of it."""
+"""Promise 4: everything that changes is state, checked whole; what the diagnostics say of it."""
 
 from __future__ import annotations
 
 import copy
 import io
+import re
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
+from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -22,10 +25,16 @@ from loops import (
     stream,
     train,
 )
-from torch import Tensor, nn
+from torch import Tensor
 
-from poseaug_plugin import PoseAugError, PoseAugHook, PoseAugWarning
-from poseaug_plugin.diagnostics import Diagnostics, Monitor
+from poseaug_plugin import (
+    PoseAugConfig,
+    PoseAugError,
+    PoseAugHook,
+    PoseAugWarning,
+    Spread,
+)
+from poseaug_plugin.diagnostics import _REMEDIES, Diagnostics, Monitor
 
 RESUMED: dict[str, dict[str, Any]] = {
     **HOOKS,
@@ -42,6 +51,17 @@ def trained(steps: int = 3, **options: Any) -> PoseAugHook:
     return hook
 
 
+@lru_cache
+def sample(name: str) -> PoseAugHook:
+    """A trained hook to look at."""
+    return trained(**RESUMED[name])
+
+
+def sample_state(name: str = "default") -> dict[str, Any]:
+    """Its state, to do with as one likes."""
+    return frozen_state(sample(name))
+
+
 def through_a_file(state: Any) -> Any:
     file = io.BytesIO()
     torch.save(state, file)
@@ -54,7 +74,7 @@ def through_a_file(state: Any) -> Any:
 
 @each_hook
 def test_state_survives_a_file_that_is_read_safely(hook: str) -> None:
-    state = trained(**RESUMED[hook]).state_dict()
+    state = sample(hook).state_dict()
     assert differences(copy.deepcopy(dict(state)), through_a_file(state)) == []
 
 
@@ -69,7 +89,7 @@ def plain(value: Any) -> bool:
 
 @each_hook
 def test_state_is_tensors_and_plain_values(hook: str) -> None:
-    assert plain(trained(**RESUMED[hook]).state_dict())
+    assert plain(sample(hook).state_dict())
 
 
 def test_state_before_the_first_batch() -> None:
@@ -96,11 +116,15 @@ def test_taking_the_state_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    "part", ["policy", "critic_3d", "critic_2d", "predictor", "pool_3d", "pool_2d", "monitor"]
+    "part",
+    [
+        *("policy", "critic_3d", "critic_2d", "pool_3d", "pool_2d"),
+        *("predictor", "controller", "monitor"),
+    ],
 )
 def test_everything_that_changes_is_in_it(part: str) -> None:
     hook = make_hook(make_lifter())
-    modules = [frozen_state(hook)["training"]["modules"], trained().state_dict()["training"]["modules"]]
+    modules = [state["training"]["modules"] for state in (frozen_state(hook), sample_state())]
     before, after = ({k: v for k, v in m.items() if k.split(".")[0] == part} for m in modules)
     assert before
     assert differences(before, after) != []
@@ -143,17 +167,17 @@ class Training:
 
 @each_hook
 def test_resumed_training_is_the_uninterrupted_one(hook: str) -> None:
-    batches = stream(8)
+    batches = stream(6)
     whole = Training(**RESUMED[hook])
     whole.train(batches)
     first = Training(**RESUMED[hook])
-    first.train(batches[:4])
+    first.train(batches[:3])
     state = first.save()
     torch.rand(7)  # something else in between
     second = Training(**RESUMED[hook], seed=3)
-    second.train(stream(2, seed=9))  # all of which is to be forgotten
+    second.train(stream(1, seed=9))  # all of which is to be forgotten
     second.load(state)
-    second.train(batches[4:])
+    second.train(batches[3:])
     assert differences(whole.everything(), second.everything()) == []
 
 
@@ -172,7 +196,7 @@ def test_comparison_of_trainings_sees_a_forgotten_hook_state() -> None:
 
 @pytest.mark.parametrize("hook", ["default", "released"])
 def test_loading_into_a_hook_that_does_not_know_its_skeleton_yet(hook: str) -> None:
-    state = frozen_state(trained(**RESUMED[hook]))
+    state = sample_state(hook)
     other = make_hook(make_lifter(), skeleton=None, **RESUMED[hook])
     other.load_state_dict(state)
     assert other.skeleton is not None
@@ -182,7 +206,7 @@ def test_loading_into_a_hook_that_does_not_know_its_skeleton_yet(hook: str) -> N
 
 def test_loaded_hook_asks_no_more_for_its_skeleton() -> None:
     other = make_hook(make_lifter(), skeleton=None)
-    other.load_state_dict(trained().state_dict())
+    other.load_state_dict(sample_state())
     camera, inputs_3d, inputs_2d = make_batch()
     other.augment(inputs_2d, inputs_3d, camera)
 
@@ -213,7 +237,7 @@ def test_loaded_state_is_a_copy() -> None:
 
 
 def test_loading_draws_nothing_from_the_global_streams() -> None:
-    state = frozen_state(trained())
+    state = sample_state()
     estimator = make_lifter()
     before = copy.deepcopy(leavings(estimator))
     make_hook(estimator, skeleton=None).load_state_dict(state)
@@ -269,9 +293,7 @@ SPOILED: dict[str, Callable[[dict[str, Any]], None]] = {
     ),
     "first moment missing": without(*FIRST_MOMENT, "exp_avg"),
     "first moment of another shape": with_value(*FIRST_MOMENT, "exp_avg", value=torch.zeros(7)),
-    "second moment of another shape": with_value(
-        *FIRST_MOMENT, "exp_avg_sq", value=torch.zeros(7)
-    ),
+    "second moment of another shape": with_value(*FIRST_MOMENT, "exp_avg_sq", value=torch.zeros(7)),
     "step count missing": without(*FIRST_MOMENT, "step"),
     "updates as text": with_value("training", "num_updates", value="3"),
     "updates below zero": with_value("training", "num_updates", value=-1),
@@ -284,7 +306,7 @@ SPOILED: dict[str, Callable[[dict[str, Any]], None]] = {
 @pytest.mark.parametrize("knows_skeleton", [True, False], ids=["", "no skeleton yet"])
 @pytest.mark.parametrize("kind", SPOILED)
 def test_wrong_state_is_refused_and_changes_nothing(kind: str, knows_skeleton: bool) -> None:
-    state = frozen_state(trained())
+    state = sample_state()
     SPOILED[kind](state)
     options = {} if knows_skeleton else {"skeleton": None}
     hook = make_hook(make_lifter(), seed=5, **options)
@@ -307,33 +329,33 @@ def test_garbage_is_refused(garbage: Any) -> None:
 @pytest.mark.parametrize("theirs", ["default", "released", "paper", "random"])
 @pytest.mark.parametrize("ours", ["default", "released", "paper", "random"])
 def test_state_of_another_preset_is_refused(theirs: str, ours: str) -> None:
-    state = frozen_state(trained(**HOOKS[theirs]))
+    state = sample_state(theirs)
     hook = make_hook(make_lifter(), **HOOKS[ours])
     if theirs == ours:
         hook.load_state_dict(state)
         return
     before = frozen_state(hook)
-    with pytest.raises(PoseAugError, match="was it saved with another preset or options|must be"):
+    with pytest.raises(PoseAugError, match=r"saved with another preset or options|must be"):
         hook.load_state_dict(state)
     assert differences(before, hook.state_dict()) == []
 
 
 def test_state_of_another_width_is_refused() -> None:
     hook = make_hook(make_lifter(), width=16)
-    with pytest.raises(PoseAugError, match="policy.network.hidden.0.bias must be a tensor of shape"):
-        hook.load_state_dict(trained().state_dict())
+    with pytest.raises(PoseAugError, match=r"policy\.network\.hidden\.0\.bias must be a tensor"):
+        hook.load_state_dict(sample_state())
 
 
 def test_state_of_another_skeleton_is_refused() -> None:
     hook = make_hook(make_lifter(17), skeleton="h36m_17")
     before = frozen_state(hook)
     with pytest.raises(PoseAugError, match=r"saved for Skeleton\('h36m_16'.*has .*'h36m_17'"):
-        hook.load_state_dict(trained().state_dict())
+        hook.load_state_dict(sample_state())
     assert differences(before, hook.state_dict()) == []
 
 
 def test_every_problem_is_named_at_once() -> None:
-    state = frozen_state(trained())
+    state = sample_state()
     state["training"]["num_updates"] = -1
     state["training"]["modules"]["critic_2d.score.bias"] = torch.zeros(7)
     with pytest.raises(PoseAugError, match=r"critic_2d\.score\.bias.*; .*num_updates"):
@@ -341,13 +363,13 @@ def test_every_problem_is_named_at_once() -> None:
 
 
 def test_refused_hook_goes_on_as_if_nothing_had_been() -> None:
+    state = sample_state()
+    SPOILED["random stream as a number"](state)
     states = []
     for tries in (False, True):
         training = Training()
         training.train(stream(2))
         if tries:
-            state = frozen_state(trained())
-            SPOILED["random stream as a number"](state)
             with pytest.raises(PoseAugError):
                 training.hook.load_state_dict(state)
         training.train(stream(2, seed=4))
@@ -360,13 +382,13 @@ def test_refused_hook_goes_on_as_if_nothing_had_been() -> None:
 
 @each_hook
 def test_diagnostics_are_plain_numbers(hook: str) -> None:
-    diagnostics = trained(**RESUMED[hook]).diagnostics()
+    diagnostics = sample(hook).diagnostics()
     assert {type(value) for value in diagnostics} == {int, float}
 
 
 @each_hook
 def test_diagnostics_lie_where_they_can(hook: str) -> None:
-    d = trained(**RESUMED[hook]).diagnostics()
+    d = sample(hook).diagnostics()
     assert d.updates == 3
     assert 0 <= d.kept_share <= 1
     assert 0 <= d.angle_change <= 180
@@ -376,7 +398,7 @@ def test_diagnostics_lie_where_they_can(hook: str) -> None:
 
 
 def test_default_preset_reports_everything() -> None:
-    d = trained().diagnostics()
+    d = sample("default").diagnostics()
     assert all(value == value for value in d)
     assert 0 <= d.accuracy_3d <= 1
     assert 0 <= d.accuracy_2d <= 1
@@ -385,7 +407,7 @@ def test_default_preset_reports_everything() -> None:
 
 
 def test_what_does_not_apply_is_nan() -> None:
-    d = trained(preset="random").diagnostics()
+    d = sample("random").diagnostics()
     assert d.accuracy_3d != d.accuracy_3d
     assert d.accuracy_2d != d.accuracy_2d
     assert d.predictor_r_squared != d.predictor_r_squared
@@ -398,14 +420,22 @@ def test_diagnostics_of_a_single_operation(operation: str) -> None:
     assert (d.length_change > 0.01) == (operation == "bone_length")
 
 
+def test_without_augmented_samples_there_is_no_hardness_ratio() -> None:
+    # And not a ratio of 0, which the choice among candidates would be steered by.
+    hook = trained(share=1.0, candidates=1, spread=Spread(depth=(0.01, 0.02)))
+    diagnostics = hook.diagnostics()
+    assert diagnostics.kept_share == 0
+    assert diagnostics.hardness_ratio != diagnostics.hardness_ratio
+
+
 def test_losses_are_tensors_on_the_device() -> None:
-    losses = trained().losses
+    losses = sample("default").losses
     values = [*losses.policy, *losses[1:]]
     assert all(isinstance(value, Tensor) and value.dim() == 0 for value in values)
 
 
 def test_total_loss_is_the_sum_of_its_terms() -> None:
-    total, *terms = trained().losses.policy
+    total, *terms = sample("default").losses.policy
     torch.testing.assert_close(total, sum(terms))
 
 
@@ -422,7 +452,7 @@ def test_diagnostics_before_the_first_batch_say_what_to_do() -> None:
 
 
 def test_repr_tells_the_skeleton_and_the_updates() -> None:
-    assert repr(trained()) == "PoseAugHook(skeleton=h36m_16, updates=3, enabled=True)"
+    assert repr(sample("default")) == "PoseAugHook(skeleton=h36m_16, updates=3, enabled=True)"
 
 
 # -- the monitor -----------------------------------------------------------------------------------
@@ -485,17 +515,11 @@ def test_bad_readings_of_the_first_updates_are_not_warned_of() -> None:
 
 
 def test_remedies_name_options_that_exist() -> None:
-    from dataclasses import fields
-
-    from poseaug_plugin import PoseAugConfig, Spread
-    from poseaug_plugin.diagnostics import _REMEDIES
-
-    known = {f.name for c in (PoseAugConfig, Spread) for f in fields(c)} | {"check_batch"}
-    named = ("learning_rate", "moved_weight", "weight_3d", "bone_angle", "aspect_ratio", "spread")
+    known = {f.name for c in (PoseAugConfig, Spread) for f in fields(c)}
     text = " ".join(remedy for _, remedy in _REMEDIES.values())
-    assert all(name in text for name in named)
-    assert set(named) <= known
-    assert callable(PoseAugHook.check_batch)
+    named = set(re.findall(r"\b[a-z]+_[a-z_0-9]+\b", re.sub(r"\{.*?\}", "", text)))
+    assert "learning_rate" in named
+    assert named - {"check_batch"} <= known
 
 
 def test_means_of_few_readings_are_plain_means() -> None:
@@ -532,9 +556,12 @@ def test_unread_values_are_nan() -> None:
     assert all(value != value for value in diagnostics[1:9])
 
 
-@pytest.mark.parametrize(("change", "degrees"), [(0.0, 0.0), (0.5, 60.0), (1.0, 90.0), (2.0, 180.0)])
+@pytest.mark.parametrize(
+    ("change", "degrees"), [(0.0, 0.0), (0.5, 60.0), (1.0, 90.0), (2.0, 180.0)]
+)
 def test_angle_change_is_in_degrees(change: float, degrees: float) -> None:
-    assert monitor_with(angle_change=change).read(1).angle_change == pytest.approx(degrees, abs=1e-3)
+    read = monitor_with(angle_change=change).read(1)
+    assert read.angle_change == pytest.approx(degrees, abs=1e-3)
 
 
 @pytest.mark.parametrize("change", [-1e-7, 2.0000002])
@@ -544,7 +571,5 @@ def test_angle_change_beyond_the_ends_by_rounding(change: float) -> None:
 
 def test_monitor_takes_every_reading_of_the_diagnostics() -> None:
     diagnostics = monitor_with(**FINE).read(50)
-    names = [name for name in Diagnostics._fields if name in FINE]
-    assert set(names) == set(FINE)
-    assert all(getattr(diagnostics, name) == getattr(diagnostics, name) for name in names)
-    assert isinstance(Monitor(), nn.Module)
+    assert set(FINE) == set(Diagnostics._fields[1:9])
+    assert not any(value != value for value in diagnostics)

@@ -217,6 +217,13 @@ def test_a_fixed_trunk_keeps_the_anchor_length(kind: str) -> None:
     assert (ratios[:, ~anchor] != 0).all()
 
 
+def test_with_a_fixed_trunk_no_anchor_length_is_learned() -> None:
+    policy = build("residual", fixed_trunk=True, spread=Spread(bone_length=0))
+    ratios = drawn(policy, poses()).bone_length_ratio[:, 0]
+    anchor = torch.tensor(H36M_16.bone_length_groups) == H36M_16.anchor_length_group
+    assert ((ratios == 0) == anchor).all()
+
+
 @pytest.mark.parametrize("kind", ["unlearned", "residual", "shared"])
 def test_the_root_stays_in_front_of_the_camera(kind: str) -> None:
     policy, joints = build(kind), poses(200)
@@ -605,9 +612,10 @@ def test_a_broken_score_of_an_unusable_candidate_does_not_matter() -> None:
 
 
 def test_the_smallest_and_largest_draws_are_safe() -> None:
-    draws = torch.tensor([[0.0, 0.5], [1 - 2**-24, 0.5]])
-    picked = choose_candidate(torch.zeros(2, 2), torch.ones(2, 2).bool(), torch.ones(()), draws)
-    assert picked.tolist() == [1, 0]
+    draws = torch.tensor([[0.0, 0.5], [1 - 2**-24, 0.5], [0.5, 0.0]])
+    usable = torch.tensor([[True, True], [True, True], [False, True]])
+    picked = choose_candidate(torch.zeros(3, 2), usable, torch.ones(()), draws)
+    assert picked.tolist() == [1, 0, 1]
 
 
 @pytest.mark.parametrize(("ratio", "direction"), [(1.5, 1), (2.0, 0), (3.0, -1)])
