@@ -119,14 +119,11 @@ class PoseAdapter:
                 f"{inputs_3d.device}"
             )
         if camera is not None:
-            shape = getattr(camera, "shape", None)
-            if shape is None:
-                return (
-                    f"camera must be a tensor or array of intrinsics, got {type(camera).__name__}"
-                )
-            shape = tuple(shape)
-            if shape not in ((9,), (inputs_3d.shape[0], 9)):
-                return f"camera must be ({inputs_3d.shape[0]}, 9) or (9,) intrinsics, got {shape}"
+            size = inputs_3d.shape[0]
+            is_array = isinstance(camera, (Tensor, np.ndarray))
+            got = tuple(camera.shape) if is_array else type(camera).__name__
+            if got not in ((9,), (size, 9)):
+                return f"camera must be ({size}, 9) or (9,) intrinsics, got {got}"
         return ""
 
     def decode(

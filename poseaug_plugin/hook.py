@@ -24,6 +24,7 @@ from .checks import BatchReport, check_batch, infer_skeleton
 from .config import PoseAugConfig, find_config
 from .diagnostics import Diagnostics
 from .errors import PoseAugError, PoseAugWarning
+from .generation import Augmented
 from .isolation import isolated_call
 from .losses import estimator_errors
 from .objectives import ErrorOf
@@ -31,7 +32,7 @@ from .observation import PredictionObserver, first_tensor
 from .policy import Policy
 from .rigid import root_relative
 from .skeleton import Skeleton, find_skeleton
-from .training import Augmented, Losses, PolicyTrainer
+from .training import Losses, PolicyTrainer
 
 _STATE_VERSION = 1
 _FORGOTTEN = 100  # augment calls without an update, after which a warning is due
@@ -161,14 +162,14 @@ class PoseAugHook:
                 "trained; call it in the training loop only, or use torch.no_grad()."
             )
         trainer = self._ready_trainer(inputs_2d, inputs_3d, camera)
-        if trainer.count_of(inputs_3d.shape[0]) < 2:
+        if trainer.augmenter.count_of(inputs_3d.shape[0]) < 2:
             self._forget()
             return HostPoses(inputs_2d, inputs_3d)
         self._count_forgotten_steps()
         skeleton = trainer.skeleton
         with torch.enable_grad(), _full_precision(inputs_3d.device):
             batch = self.adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
-            augmented = trainer.augment(batch)
+            augmented = trainer.augmenter.augment(batch)
             with torch.no_grad():
                 clean = HostPoses(
                     inputs_2d.detach()[augmented.rows], inputs_3d.detach()[augmented.rows]
@@ -299,10 +300,10 @@ class PoseAugHook:
                 f"PoseAugHook.load_state_dict: saved for {skeleton}, this hook has {self.skeleton}."
             )
         trainer = self._trainer or self._make_trainer(skeleton, device_of(self._estimator))
-        problems = trainer.problems_with(state["training"])
-        if problems:
-            raise PoseAugError(f"PoseAugHook.load_state_dict: {'; '.join(problems)}.")
-        trainer.load_state_dict(state["training"])
+        try:
+            trainer.load_state_dict(state["training"])
+        except PoseAugError as problem:
+            raise PoseAugError(f"PoseAugHook.load_state_dict: {problem}") from problem
         self._trainer, self.skeleton = trainer, skeleton
         self._forget()
 

@@ -112,7 +112,8 @@ class RandomPolicy(Policy):
         skeleton: A `Skeleton` or the name of a preset.
         spread: How widely to draw.
         operations: Which of ``bone_angle``, ``bone_length`` and ``rigid`` to do.
-        fixed_trunk: Keep the bones between the root and the limbs' attachments unbent.
+        fixed_trunk: Keep the bones between the root and the limbs' attachments unbent, and the
+            anchor length unchanged.
 
     Example:
         >>> policy = RandomPolicy("h36m_16")
@@ -139,8 +140,12 @@ class RandomPolicy(Policy):
         self.register_buffer(
             "free_bones", _free_bones(self.skeleton, fixed_trunk), persistent=False
         )
+        self.register_buffer(
+            "free_lengths", _free_lengths(self.skeleton, fixed_trunk), persistent=False
+        )
 
     free_bones: Tensor
+    free_lengths: Tensor
 
     def assemble(
         self, joints: Tensor, base_noise: Tensor, raw: RawParameters | None = None
@@ -153,7 +158,7 @@ class RandomPolicy(Policy):
             offset = directions.reshape(-1, 1, skeleton.num_bones, 3) * spread.bone_angle
             parameters = parameters._replace(bone_direction_offset=offset * self.free_bones)
         if "bone_length" in self.operations:
-            ratio = (2 * _uniform(lengths) - 1) * spread.bone_length
+            ratio = (2 * _uniform(lengths) - 1) * spread.bone_length * self.free_lengths
             parameters = parameters._replace(
                 bone_length_ratio=per_bone(ratio, skeleton).unsqueeze(1)
             )
@@ -223,13 +228,10 @@ class AugmentationPolicy(Policy):
         self.network = _BranchNetwork(
             skeleton, branches, width, self.STAGES, self.NOISE, normalise=start == "released"
         )
-        self.register_buffer("free_lengths", _free_lengths(skeleton, fixed_trunk), persistent=False)
         self.base_noise_size = self.base.base_noise_size if start == "random" else 0
         self.network_noise_size = self.network.noise_size
         if start == "random":
             self.network.start_at_zero()
-
-    free_lengths: Tensor
 
     def regress(self, joints: Tensor, network_noise: Tensor) -> RawParameters:
         """Run the networks on the middle frame of (B, T, J, 3)."""
@@ -252,7 +254,7 @@ class AugmentationPolicy(Policy):
             learned = (_DIRECTION_LIMIT * raw.bone_angle.tanh()).unsqueeze(1) * self.base.free_bones
             base = base._replace(bone_direction_offset=base.bone_direction_offset + learned)
         if "bone_length" in self.operations:
-            learned = _LENGTH_LIMIT * (raw.bone_length * self.free_lengths).tanh()
+            learned = _LENGTH_LIMIT * (raw.bone_length * self.base.free_lengths).tanh()
             ratio = base.bone_length_ratio + per_bone(learned, self.skeleton).unsqueeze(1)
             base = base._replace(bone_length_ratio=ratio)
         if "rigid" in self.operations:
@@ -273,7 +275,7 @@ class AugmentationPolicy(Policy):
             offset = raw.bone_angle.unsqueeze(1) * self.base.free_bones
             parameters = parameters._replace(bone_direction_offset=offset)
         if "bone_length" in self.operations:
-            ratio = _RELEASED_LENGTH_LIMIT * (raw.bone_length * self.free_lengths).tanh()
+            ratio = _RELEASED_LENGTH_LIMIT * (raw.bone_length * self.base.free_lengths).tanh()
             parameters = parameters._replace(
                 bone_length_ratio=per_bone(ratio, self.skeleton).unsqueeze(1)
             )

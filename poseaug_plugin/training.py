@@ -1,4 +1,4 @@
-"""`PolicyTrainer`: draws augmented batches and trains policy, critics and predictor.
+"""`PolicyTrainer`: trains policy, critics and hardness predictor on augmented batches.
 
 It knows nothing of anybody's loop; `hook` connects the two.
 """
@@ -10,21 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .adapters import CanonicalBatch
-from .augmentation import (
-    AugmentationParameters,
-    apply_augmentation,
-    bone_angle_change,
-    moved_poses,
-)
-from .camera import in_view, project_points
+from .augmentation import bone_angle_change
+from .checkpoint import problems_with
 from .config import PoseAugConfig
 from .curriculum import linear_decay, training_progress
 from .diagnostics import Monitor
 from .discriminators import KeypointDiscriminator, PartKCSDiscriminator
 from .errors import PoseAugError
+from .generation import Augmented, BatchAugmenter
 from .guarded import GuardedAdam
-from .hardness import HardnessController, HardnessPredictor, choose_candidate
+from .hardness import HardnessController, HardnessPredictor
 from .losses import critic_accuracy, lsgan_critic_loss, weighted_mean
 from .objectives import (
     ErrorOf,
@@ -33,21 +28,9 @@ from .objectives import (
     policy_objective,
     predictor_objective,
 )
-from .policy import AugmentationPolicy, Policy, RandomPolicy, RawParameters
+from .policy import AugmentationPolicy, Policy, RandomPolicy
 from .pool import FakePosePool
 from .skeleton import Skeleton
-
-
-class Augmented(NamedTuple):
-    """An augmented batch: what gets out, and what the update needs."""
-
-    joints: Tensor  # (N, T, J, 3) whole batch as it gets out, detached
-    keypoints: Tensor  # (N, T, J, 2) likewise
-    rows: Tensor  # (k,) which samples of the original batch were augmented
-    valid: Tensor  # (k,) bool: the augmented pose got out; else the original did
-    is_augmented: Tensor  # (N,) bool
-    usable: Tensor  # (N,) bool
-    generated: Generated
 
 
 class Losses(NamedTuple):
@@ -124,6 +107,9 @@ class PolicyTrainer:
         if config.feedback == "predicted":
             self.predictor = predictor.to(device)
             self._predictor_adam = self._adam(self.predictor, config.predictor_learning_rate)
+        self.augmenter = BatchAugmenter(
+            self.policy, self.predictor, self.controller, skeleton, config, self.generator
+        )
         self.losses = _no_losses(device)
 
     def _adam(self, network: nn.Module, learning_rate: float) -> GuardedAdam:
@@ -142,118 +128,9 @@ class PolicyTrainer:
         )
 
     @property
-    def replaces(self) -> bool:
-        """Whether augmented samples take the place of originals."""
-        return self.config.mix == "replace"
-
-    @property
     def progress(self) -> float:
         """Share of the training that is done."""
         return training_progress(self.num_updates, self.config.total_updates)
-
-    # -- generating ------------------------------------------------------------------------------
-
-    def count_of(self, batch_size: int) -> int:
-        """How many samples of a batch are augmented."""
-        return round(self.config.share * batch_size) if self.replaces else batch_size
-
-    def augment(self, batch: CanonicalBatch) -> Augmented:
-        """Replace a share of the batch, or append an augmented copy, as the options say."""
-        size, replaces = batch.joints.shape[0], self.replaces
-        count = self.count_of(size)
-        device = batch.joints.device
-        order = torch.rand(size, device=device, generator=self.generator).argsort()
-        rows = order[:count] if replaces else torch.arange(size, device=device)
-        generated = self.generate(CanonicalBatch(*(field[rows] for field in batch)))
-        with torch.no_grad():
-            valid = batch.usable[rows] & self._valid(
-                generated.poses.moved,
-                generated.keypoints,
-                generated.parameters,
-                generated.intrinsics,
-            )
-            keep = valid[:, None, None, None]
-            joints = torch.where(keep, generated.poses.moved, batch.joints[rows])
-            keypoints = torch.where(keep, generated.keypoints, batch.keypoints[rows])
-            if replaces:
-                joints = batch.joints.index_copy(0, rows, joints)
-                keypoints = batch.keypoints.index_copy(0, rows, keypoints)
-                is_augmented = torch.zeros_like(batch.usable).index_copy(0, rows, valid)
-                usable = batch.usable
-            else:
-                joints = torch.cat([batch.joints, joints])
-                keypoints = torch.cat([batch.keypoints, keypoints])
-                is_augmented = torch.cat([torch.zeros_like(valid), valid])
-                usable = batch.usable.repeat(2)
-        return Augmented(joints, keypoints, rows, valid, is_augmented, usable, generated)
-
-    def generate(self, batch: CanonicalBatch) -> Generated:
-        """Augment every sample, attached to the policy's graph."""
-        policy, candidates = self.policy, self.config.candidates
-        size, base = batch.joints.shape[0], policy.base_noise_size
-        parts = [candidates * base, policy.network_noise_size, candidates]
-        noise = torch.randn(size, sum(parts), device=batch.joints.device, generator=self.generator)
-        base_noise, network_noise, choice_noise = noise.split(parts, 1)
-        # The networks run once; the candidates differ in the base draw.
-        raw = policy.regress(batch.joints, network_noise)
-        base_noise = base_noise.reshape(size, candidates, base)
-        chosen = base_noise[:, 0]
-        if candidates > 1:
-            choice = self._choose(batch, base_noise, raw, torch.special.ndtr(choice_noise))
-            chosen = base_noise.gather(1, choice[:, None, None].expand(-1, 1, base))[:, 0]
-        return self._apply(batch, policy.assemble(batch.joints, chosen, raw))
-
-    @torch.no_grad()
-    def _choose(
-        self, batch: CanonicalBatch, base_noise: Tensor, raw: RawParameters | None, draws: Tensor
-    ) -> Tensor:
-        """Index (B,) into base draws (B, candidates, .), by predicted hardness."""
-        candidates = base_noise.shape[1]
-        joints, intrinsics = (
-            x.repeat_interleave(candidates, 0) for x in (batch.joints, batch.intrinsics)
-        )
-        if raw is not None:
-            raw = RawParameters(*(r.repeat_interleave(candidates, 0) for r in raw))
-        parameters = self.policy.assemble(joints, base_noise.flatten(0, 1), raw)
-        moved = moved_poses(joints, parameters, self.skeleton)
-        keypoints = project_points(moved, intrinsics, clamp_rays=self.config.clamp_rays)
-        return choose_candidate(
-            self._predict(keypoints, moved).reshape(-1, candidates),
-            self._valid(moved, keypoints, parameters, intrinsics).reshape(-1, candidates),
-            self.controller.exponent,
-            draws,
-        )
-
-    def _apply(self, batch: CanonicalBatch, parameters: AugmentationParameters) -> Generated:
-        poses = apply_augmentation(batch.joints, parameters, self.skeleton)
-        clean_keypoints, keypoints = (
-            project_points(p, batch.intrinsics, clamp_rays=self.config.clamp_rays)
-            for p in (batch.joints, poses.moved)
-        )
-        weights = batch.usable.to(batch.joints.dtype)
-        return Generated(
-            batch.joints, clean_keypoints, parameters, poses, keypoints, batch.intrinsics, weights
-        )
-
-    def _valid(
-        self,
-        moved: Tensor,
-        keypoints: Tensor,
-        parameters: AugmentationParameters,
-        intrinsics: Tensor,
-    ) -> Tensor:
-        """(B,): finite, positive bone lengths, and in view in every frame."""
-        finite = moved.isfinite().flatten(1).all(1) & keypoints.isfinite().flatten(1).all(1)
-        finite &= (parameters.bone_length_ratio > -1).flatten(1).all(1)
-        if self.config.frame_check == "released":
-            return finite & (keypoints <= 1).flatten(1).all(1)
-        seen = in_view(moved, intrinsics, self.config.aspect_ratio)
-        return finite & seen.flatten(1).all(1)
-
-    def _predict(self, keypoints: Tensor, joints: Tensor) -> Tensor:
-        assert self.predictor is not None
-        middle = joints.shape[1] // 2
-        return self.predictor(keypoints[:, middle], joints[:, middle])
 
     # -- learning --------------------------------------------------------------------------------
 
@@ -267,7 +144,7 @@ class PolicyTrainer:
         """One update of everything: policy first, then critics on detached fakes, then predictor.
 
         Args:
-            augmented: Result of `augment`.
+            augmented: What the `augmenter` made.
             observed: (N,) errors in metres of the user's own forward pass on that batch, if known.
             estimator_error: The estimator itself, for ``feedback="estimator"``.
             skip: Not zero where the user's own step is being undone on the device: then no network
@@ -295,7 +172,7 @@ class PolicyTrainer:
             self.controller.update(ratio, self.config.hardness)
         if observed is not None and self.predictor is not None:
             fit = predictor_objective(
-                self._predict(augmented.keypoints, augmented.joints),
+                self.augmenter.predict(augmented.keypoints, augmented.joints),
                 observed,
                 augmented.usable.to(observed.dtype),
             )
@@ -313,7 +190,7 @@ class PolicyTrainer:
         )
 
     def _predicted_error(self, keypoints: Tensor, joints: Tensor) -> Tensor:
-        return self._predict(keypoints, joints).exp().unsqueeze(-1)
+        return self.augmenter.predict(keypoints, joints).exp().unsqueeze(-1)
 
     def _critic_loss(self, critic: Critic, generated: Generated) -> tuple[Tensor, Tensor]:
         """Loss and accuracy on detached poses of the window's middle frame."""
@@ -388,45 +265,15 @@ class PolicyTrainer:
             "generator": self.generator.get_state(),
         }
 
-    def problems_with(self, state: dict[str, Any]) -> list[str]:
-        """What keeps ``state`` from being loaded here; checked before anything is assigned."""
-        expected = {"num_updates", "modules", "optimizers", "generator"}
-        if not isinstance(state, dict) or set(state) != expected:
-            return [f"training state must have the keys {sorted(expected)}"]
-        problems = []
-        own, given = self._modules().state_dict(), state["modules"]
-        if not isinstance(given, dict):
-            return [f"the networks must be a dictionary, got {_kind(given)}"]
-        missing, surplus = sorted(set(own) - set(given)), sorted(set(given) - set(own))
-        if missing or surplus:
-            return [
-                f"networks differ (missing: {', '.join(missing[:3]) or '-'}; not known here: "
-                f"{', '.join(surplus[:3]) or '-'}): was it saved with another preset or options?"
-            ]
-        for name in own:
-            here, there = _kind(own[name]), _kind(given[name])
-            if here != there:
-                problems.append(f"{name} must be {here}, got {there}")
-        for critic in self.critics:
-            fill, capacity = given[f"pool_{critic.name}._extra_state"], critic.pool.capacity
-            if not isinstance(fill, int) or not 0 <= fill <= capacity:
-                problems.append(
-                    f"the fill of pool_{critic.name} must lie in [0, {capacity}], got {fill!r}"
-                )
-        adams, given = self._adams(), state["optimizers"]
-        if not isinstance(given, dict) or set(given) != set(adams):
-            problems.append(f"optimizers must be those of {', '.join(sorted(adams)) or 'nobody'}")
-        else:
-            for name, adam in adams.items():
-                problems += [f"{name}: {p}" for p in adam.problems_with(given[name])]
-        if not isinstance(state["num_updates"], int) or state["num_updates"] < 0:
-            problems.append(f"num_updates must be a count, got {state['num_updates']!r}")
-        if not _is_random_state(state["generator"]):
-            problems.append("generator must be the state of a torch.Generator")
-        return problems
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` saved; ask `problems_with` first."""
+        """Restore what `state_dict` saved.
+
+        Raises:
+            PoseAugError: The state does not fit; nothing has changed then.
+        """
+        problems = problems_with(state, self._modules(), self._adams())
+        if problems:
+            raise PoseAugError(f"{'; '.join(problems)}.")
         self._modules().load_state_dict(state["modules"])
         for name, adam in self._adams().items():
             adam.load_state_dict(state["optimizers"][name])
@@ -437,25 +284,6 @@ class PolicyTrainer:
         else:
             # Saved on another kind of device, whose random stream cannot go on here.
             self.generator.manual_seed(self.generator.initial_seed() + self.num_updates)
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    return type(value).__name__
-
-
-def _is_random_state(value: object) -> bool:
-    if not isinstance(value, Tensor) or value.dtype != torch.uint8:
-        return False
-    scratch = torch.Generator()
-    if value.shape != scratch.get_state().shape:
-        return True  # of another kind of device
-    try:
-        scratch.set_state(value.cpu())
-    except RuntimeError:
-        return False
-    return True
 
 
 def _no_losses(device: torch.device) -> Losses:

@@ -27,7 +27,8 @@ ROWS = (
     ("augmentation", "losses", "metrics"),
     ("policy", "discriminators", "hardness"),
     ("adapters", "isolation", "observation", "attachment", "guarded", "diagnostics", "config"),
-    ("objectives", "checks"),
+    ("objectives", "checks", "checkpoint"),
+    ("generation",),
     ("training",),
     ("hook",),
     ("__init__",),
@@ -146,13 +147,23 @@ def test_public_methods_of_the_hook() -> None:
 
 HOT = (
     *("hook", "policy", "discriminators", "hardness", "pool", "augmentation", "training"),
-    *("objectives", "losses", "camera", "bones", "rigid", "grouped", "curriculum", "guarded"),
+    *(
+        "generation",
+        "objectives",
+        "losses",
+        "camera",
+        "bones",
+        "rigid",
+        "grouped",
+        "curriculum",
+        "guarded",
+    ),
     *("observation", "adapters"),
 )
 # What reads values or sits between training steps.
 COLD = {
     *("state_dict", "load_state_dict", "problems_with", "get_extra_state", "set_extra_state"),
-    *("check_batch", "diagnostics", "_checked", "_is_random_state", "skeleton_tables", "__init__"),
+    *("check_batch", "diagnostics", "_checked", "skeleton_tables", "__init__"),
 }
 SYNCS = {"item", "cpu", "numpy", "tolist", "nonzero", "argwhere", "masked_select", "unique"}
 

@@ -198,18 +198,7 @@ def test_a_fixed_trunk_is_not_bent(skeleton: Skeleton, kind: str) -> None:
     assert (turned[:, ~trunk] > 1e-9).all()
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "released",
-        pytest.param(
-            "residual",
-            marks=pytest.mark.xfail(
-                reason="the base draw changes the anchor length; only the residual leaves it alone"
-            ),
-        ),
-    ],
-)
+@pytest.mark.parametrize("kind", ["unlearned", "residual", "released"])
 def test_a_fixed_trunk_keeps_the_anchor_length(kind: str) -> None:
     ratios = drawn(build(kind, fixed_trunk=True), poses()).bone_length_ratio[:, 0]
     anchor = torch.tensor(H36M_16.bone_length_groups) == H36M_16.anchor_length_group

@@ -27,6 +27,7 @@ from poseaug_plugin.adapters import CanonicalBatch
 from poseaug_plugin.augmentation import AugmentationParameters, bone_angle_change
 from poseaug_plugin.camera import project_points
 from poseaug_plugin.config import RELEASED, PoseAugConfig
+from poseaug_plugin.generation import Augmented
 from poseaug_plugin.guarded import GuardedAdam
 from poseaug_plugin.losses import (
     critic_accuracy,
@@ -38,7 +39,7 @@ from poseaug_plugin.policy import AugmentationPolicy, Policy, RawParameters
 from poseaug_plugin.pool import FakePosePool
 from poseaug_plugin.rigid import root_relative
 from poseaug_plugin.skeleton import H36M_16
-from poseaug_plugin.training import Augmented, PolicyTrainer
+from poseaug_plugin.training import PolicyTrainer
 
 LOSSES = golden("losses")
 STEP = below(LOSSES, "trainstep/")
@@ -127,7 +128,7 @@ def iteration(epoch: int, **options: Any) -> Iteration:
     joints, intrinsics = STEP["inputs_3d"][:, None], STEP["intrinsics"]
     keypoints = project_points(joints, intrinsics, clamp_rays=config.clamp_rays)
     usable = torch.ones(len(joints), dtype=torch.bool)
-    augmented = trainer.augment(CanonicalBatch(joints, keypoints, intrinsics, usable))
+    augmented = trainer.augmenter.augment(CanonicalBatch(joints, keypoints, intrinsics, usable))
     losses = policy_objective(
         augmented.generated,
         critics["3d"],

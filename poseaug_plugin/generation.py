@@ -1,0 +1,161 @@
+"""`BatchAugmenter`: from a batch to an augmented one, with candidates chosen by hardness."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .adapters import CanonicalBatch
+from .augmentation import AugmentationParameters, apply_augmentation, moved_poses
+from .camera import in_view, project_points
+from .config import PoseAugConfig
+from .hardness import HardnessController, HardnessPredictor, choose_candidate
+from .objectives import Generated
+from .policy import Policy, RawParameters
+from .skeleton import Skeleton
+
+
+class Augmented(NamedTuple):
+    """An augmented batch: what gets out, and what the update needs."""
+
+    joints: Tensor  # (N, T, J, 3) whole batch as it gets out, detached
+    keypoints: Tensor  # (N, T, J, 2) likewise
+    rows: Tensor  # (k,) which samples of the original batch were augmented
+    valid: Tensor  # (k,) bool: the augmented pose got out; else the original did
+    is_augmented: Tensor  # (N,) bool
+    usable: Tensor  # (N,) bool
+    generated: Generated
+
+
+class BatchAugmenter:
+    """Augments a share of a batch, or appends an augmented copy of all of it.
+
+    Args:
+        policy: Draws the augmentations.
+        predictor: Scores the candidates; only with ``candidates > 1``.
+        controller: Says how much their hardness is to count.
+        skeleton: The tree.
+        config: Options.
+        generator: The random stream, on the device of the batches.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        predictor: HardnessPredictor | None,
+        controller: HardnessController,
+        skeleton: Skeleton,
+        config: PoseAugConfig,
+        generator: torch.Generator,
+    ) -> None:
+        self.policy = policy
+        self.predictor = predictor
+        self.controller = controller
+        self.skeleton = skeleton
+        self.config = config
+        self.generator = generator
+        self.replaces = config.mix == "replace"
+
+    def count_of(self, batch_size: int) -> int:
+        """How many samples of a batch are augmented."""
+        return round(self.config.share * batch_size) if self.replaces else batch_size
+
+    def augment(self, batch: CanonicalBatch) -> Augmented:
+        """Replace a share of the batch, or append an augmented copy, as the options say."""
+        size, replaces = batch.joints.shape[0], self.replaces
+        count = self.count_of(size)
+        device = batch.joints.device
+        order = torch.rand(size, device=device, generator=self.generator).argsort()
+        rows = order[:count] if replaces else torch.arange(size, device=device)
+        generated = self.generate(CanonicalBatch(*(field[rows] for field in batch)))
+        with torch.no_grad():
+            valid = batch.usable[rows] & self._valid(
+                generated.poses.moved,
+                generated.keypoints,
+                generated.parameters,
+                generated.intrinsics,
+            )
+            keep = valid[:, None, None, None]
+            joints = torch.where(keep, generated.poses.moved, batch.joints[rows])
+            keypoints = torch.where(keep, generated.keypoints, batch.keypoints[rows])
+            if replaces:
+                joints = batch.joints.index_copy(0, rows, joints)
+                keypoints = batch.keypoints.index_copy(0, rows, keypoints)
+                is_augmented = torch.zeros_like(batch.usable).index_copy(0, rows, valid)
+                usable = batch.usable
+            else:
+                joints = torch.cat([batch.joints, joints])
+                keypoints = torch.cat([batch.keypoints, keypoints])
+                is_augmented = torch.cat([torch.zeros_like(valid), valid])
+                usable = batch.usable.repeat(2)
+        return Augmented(joints, keypoints, rows, valid, is_augmented, usable, generated)
+
+    def generate(self, batch: CanonicalBatch) -> Generated:
+        """Augment every sample, attached to the policy's graph."""
+        policy, candidates = self.policy, self.config.candidates
+        size, base = batch.joints.shape[0], policy.base_noise_size
+        parts = [candidates * base, policy.network_noise_size, candidates]
+        noise = torch.randn(size, sum(parts), device=batch.joints.device, generator=self.generator)
+        base_noise, network_noise, choice_noise = noise.split(parts, 1)
+        # The networks run once; the candidates differ in the base draw.
+        raw = policy.regress(batch.joints, network_noise)
+        base_noise = base_noise.reshape(size, candidates, base)
+        chosen = base_noise[:, 0]
+        if candidates > 1:
+            choice = self._choose(batch, base_noise, raw, torch.special.ndtr(choice_noise))
+            chosen = base_noise.gather(1, choice[:, None, None].expand(-1, 1, base))[:, 0]
+        return self._apply(batch, policy.assemble(batch.joints, chosen, raw))
+
+    @torch.no_grad()
+    def _choose(
+        self, batch: CanonicalBatch, base_noise: Tensor, raw: RawParameters | None, draws: Tensor
+    ) -> Tensor:
+        """Index (B,) into base draws (B, candidates, .), by predicted hardness."""
+        candidates = base_noise.shape[1]
+        joints, intrinsics = (
+            x.repeat_interleave(candidates, 0) for x in (batch.joints, batch.intrinsics)
+        )
+        if raw is not None:
+            raw = RawParameters(*(r.repeat_interleave(candidates, 0) for r in raw))
+        parameters = self.policy.assemble(joints, base_noise.flatten(0, 1), raw)
+        moved = moved_poses(joints, parameters, self.skeleton)
+        keypoints = project_points(moved, intrinsics, clamp_rays=self.config.clamp_rays)
+        return choose_candidate(
+            self.predict(keypoints, moved).reshape(-1, candidates),
+            self._valid(moved, keypoints, parameters, intrinsics).reshape(-1, candidates),
+            self.controller.exponent,
+            draws,
+        )
+
+    def _apply(self, batch: CanonicalBatch, parameters: AugmentationParameters) -> Generated:
+        poses = apply_augmentation(batch.joints, parameters, self.skeleton)
+        clean_keypoints, keypoints = (
+            project_points(p, batch.intrinsics, clamp_rays=self.config.clamp_rays)
+            for p in (batch.joints, poses.moved)
+        )
+        weights = batch.usable.to(batch.joints.dtype)
+        return Generated(
+            batch.joints, clean_keypoints, parameters, poses, keypoints, batch.intrinsics, weights
+        )
+
+    def _valid(
+        self,
+        moved: Tensor,
+        keypoints: Tensor,
+        parameters: AugmentationParameters,
+        intrinsics: Tensor,
+    ) -> Tensor:
+        """(B,): finite, positive bone lengths, and in view in every frame."""
+        finite = moved.isfinite().flatten(1).all(1) & keypoints.isfinite().flatten(1).all(1)
+        finite &= (parameters.bone_length_ratio > -1).flatten(1).all(1)
+        if self.config.frame_check == "released":
+            return finite & (keypoints <= 1).flatten(1).all(1)
+        seen = in_view(moved, intrinsics, self.config.aspect_ratio)
+        return finite & seen.flatten(1).all(1)
+
+    def predict(self, keypoints: Tensor, joints: Tensor) -> Tensor:
+        assert self.predictor is not None
+        middle = joints.shape[1] // 2
+        return self.predictor(keypoints[:, middle], joints[:, middle])
