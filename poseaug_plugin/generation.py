@@ -156,6 +156,7 @@ class BatchAugmenter:
         return finite & seen.flatten(1).all(1)
 
     def predict(self, keypoints: Tensor, joints: Tensor) -> Tensor:
+        """Predicted log error (B,) of the middle frame of (B, T, J, 2) and (B, T, J, 3)."""
         assert self.predictor is not None
         middle = joints.shape[1] // 2
         return self.predictor(keypoints[:, middle], joints[:, middle])

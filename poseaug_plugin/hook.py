@@ -24,13 +24,10 @@ from .checks import BatchReport, check_batch, infer_skeleton
 from .config import PoseAugConfig, find_config
 from .diagnostics import Diagnostics
 from .errors import PoseAugError, PoseAugWarning
+from .estimator_error import IsolatedError, observed_error
 from .generation import Augmented
-from .isolation import isolated_call
-from .losses import estimator_errors
-from .objectives import ErrorOf
-from .observation import PredictionObserver, first_tensor
+from .observation import PredictionObserver
 from .policy import Policy
-from .rigid import root_relative
 from .skeleton import Skeleton, find_skeleton
 from .training import Losses, PolicyTrainer
 
@@ -363,6 +360,17 @@ class PoseAugHook:
             self._warned.add(key)
             warnings.warn(f"PoseAugHook: {message}", PoseAugWarning, stacklevel=4)
 
+    def _warn_of_blindness(self, prediction: Tensor | None) -> None:
+        what = "the estimator was not seen to take the augmented batch"
+        if prediction is not None:
+            shape, joints = tuple(prediction.shape), self._existing_trainer().skeleton.num_joints
+            what = f"the estimator's output {shape} is not (batch, frames, {joints}, 3)"
+        self._warn(
+            "blind" if prediction is None else "unreadable",
+            f"{what}, so the hardness predictor learns nothing. Call hook.observe(prediction) with "
+            "the predicted joints after your forward pass.",
+        )
+
     def _on_forward(self, *call: Any) -> None:  # noqa: ANN401
         if self._pending is not None and self.enabled:
             self._observer.on_forward(*call)
@@ -381,72 +389,28 @@ class PoseAugHook:
         if pending is None or not self.enabled:
             return
         self._augments_without_update = 0
+        trainer, adapter = self._existing_trainer(), self.adapter
+        ask = None
         try:
             with torch.enable_grad(), _full_precision(pending.returned.inputs_3d.device):
-                self._existing_trainer().update(
-                    pending.augmented,
-                    self._observed_error(pending, prediction),
-                    self._estimator_error(pending) if self.config.feedback == "estimator" else None,
-                    skip,
-                )
+                seen = observed_error(prediction, pending.augmented, adapter, trainer.skeleton)
+                if seen is None and self.config.feedback == "predicted":
+                    self._warn_of_blindness(prediction)
+                if self.config.feedback == "estimator":
+                    ask = IsolatedError(
+                        self._estimator,
+                        pending.clean,
+                        adapter,
+                        trainer.skeleton,
+                        self.config,
+                        trainer.generator,
+                    )
+                trainer.update(pending.augmented, seen, ask, skip)
         except Exception as failure:
             raise RuntimeError(
                 f"PoseAugHook.step failed ({type(failure).__name__}: {failure}). The estimator has "
                 "not been changed by it. hook.enabled = False trains on without augmentation."
             ) from failure
-
-    def _observed_error(self, pending: _Pending, prediction: Tensor | None) -> Tensor | None:
-        """(N,) mean joint error of the user's own forward pass, metres."""
-        augmented, skeleton = pending.augmented, self._existing_trainer().skeleton
-        target = root_relative(augmented.joints, skeleton)
-        if prediction is None:
-            if self.config.feedback == "predicted":
-                self._warn(
-                    "unseen",
-                    "the estimator was not seen to take the augmented batch, so the hardness "
-                    "predictor learns nothing. Call hook.observe(prediction) after your forward "
-                    "pass.",
-                )
-            return None
-        try:
-            predicted = root_relative(self.adapter.predicted_joints(prediction, skeleton), skeleton)
-            if predicted.shape[1] == 1:
-                middle = target.shape[1] // 2
-                target = target[:, middle : middle + 1]
-            if predicted.shape != target.shape:
-                raise ValueError(f"{tuple(predicted.shape)} against {tuple(target.shape)}")
-        except (RuntimeError, ValueError):
-            self._warn(
-                "unreadable",
-                f"the estimator's output {tuple(prediction.shape)} is not (batch, frames, "
-                f"{skeleton.num_joints}, 3), so the hardness predictor learns nothing. Call "
-                "hook.observe(prediction) with the predicted joints.",
-            )
-            return None
-        return estimator_errors(predicted, target, "mpjpe", skeleton)[:, 0]
-
-    def _estimator_error(self, pending: _Pending) -> ErrorOf:
-        """The estimator's error on poses made from the pending batch, differentiable in them."""
-        trainer, config = self._existing_trainer(), self.config
-        skeleton = trainer.skeleton
-
-        def error_of(keypoints: Tensor, joints: Tensor) -> Tensor:
-            inputs = self.adapter.encode(joints, keypoints, pending.clean, skeleton).inputs_2d
-            output = isolated_call(
-                self._estimator, inputs, trainer.generator, config.estimator_mode
-            )
-            prediction = first_tensor(output)
-            if prediction is None:
-                raise PoseAugError("feedback='estimator' needs an estimator that returns a tensor.")
-            predicted = self.adapter.predicted_joints(prediction, skeleton)
-            return estimator_errors(
-                root_relative(predicted, skeleton),
-                root_relative(joints, skeleton),
-                config.error,
-                skeleton,
-            )
-
-        return error_of
 
 
 def _skeleton_from(data: object) -> Skeleton:

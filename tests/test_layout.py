@@ -29,6 +29,7 @@ ROWS = (
     ("adapters", "isolation", "observation", "attachment", "guarded", "diagnostics", "config"),
     ("objectives", "checks", "checkpoint"),
     ("generation",),
+    ("estimator_error",),
     ("training",),
     ("hook",),
     ("__init__",),
@@ -158,7 +159,7 @@ HOT = (
         "curriculum",
         "guarded",
     ),
-    *("observation", "adapters"),
+    *("observation", "adapters", "estimator_error"),
 )
 # What reads values or sits between training steps.
 COLD = {
