@@ -30,7 +30,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "append, over a plain step on 2B": (2, {"mix": "append"}),
     "replace, feedback through the estimator": (
         1,
-        {"feedback": "estimator", "candidates": 1, "moved_weight": 0.1},
+        {"feedback": "estimator", "moved_weight": 0.1},
     ),
 }
 

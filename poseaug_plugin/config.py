@@ -10,6 +10,8 @@ from .errors import PoseAugError
 from .losses import ErrorKind
 from .policy import OPERATIONS, Operation, Spread, Start, check_operations
 
+_TWICE = Ramp(2.0, 2.0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class PoseAugConfig:
@@ -25,17 +27,17 @@ class PoseAugConfig:
         width: Hidden width of policy and 3D critic.
         mix: ``"replace"`` a share of the batch, or ``"append"`` an augmented copy of all of it.
         share: Share of the batch that is replaced.
-        candidates: Augmentations drawn per pose; the hardness predictor chooses among them.
-        hardness: How many times the estimator's error on original poses its error on augmented ones
-            should be; the choice among candidates is steered to it.
+        candidates: Augmentations drawn per pose. Of several, one is chosen by predicted hardness,
+            so that augmented poses are as hard as ``moved_hardness`` says.
         feedback: Which error the policy hears about: the one ``"predicted"`` from watching the
             user's own forward pass, the ``"estimator"``'s in isolated passes, or ``"none"``.
-        feedback_loss: ``"hinge"`` (ours), ``"paper"`` (equation 3) or ``"released"`` (dead zone).
+        feedback_loss: ``"limit"`` (ours: no harder than that), ``"paper"`` (equation 3) or
+            ``"released"`` (dead zone).
         error: The estimator's error L_P that feedback compares.
         bent_weight: Weight of the feedback on bent poses, put where the originals stood.
         moved_weight: Weight of the feedback on fully augmented poses.
-        bent_hardness: Target of error(bent) / error(clean).
-        moved_hardness: Target of error(moved) / error(clean).
+        bent_hardness: Target of error(bent) / error(clean); a number, or a `Ramp`.
+        moved_hardness: Target of error(moved) / error(clean); likewise.
         bent_tolerance: Half-width of the released loss's dead zone.
         moved_tolerance: Likewise.
         estimator_mode: In isolated passes, dropout off and BatchNorm ``"frozen"``, or
@@ -54,6 +56,8 @@ class PoseAugConfig:
         angle_range: Centre and half-width of the free range of the mean of 1 - cos(bone angle);
             the paper form uses the centre as its threshold.
         length_limit: Length ratios below it are free.
+        entropy_weight: How much wider draws are worth: the policy widens the spreads of its base
+            until critics or feedback object.
         frame_weight: Weight of a penalty on keypoints outside the frame.
         frame_check: Which poses get out: ``"four_sides"`` of the frame and depth, or, as
             ``"released"``, just no 2D coordinate above 1.
@@ -75,15 +79,14 @@ class PoseAugConfig:
     width: int = 128
     mix: Literal["replace", "append"] = "replace"
     share: float = 0.5
-    candidates: int = 8
-    hardness: float = 2.0
+    candidates: int = 1
     feedback: Literal["predicted", "estimator", "none"] = "predicted"
-    feedback_loss: Literal["hinge", "paper", "released"] = "hinge"
+    feedback_loss: Literal["limit", "paper", "released"] = "limit"
     error: ErrorKind = "mpjpe"
     bent_weight: float = 0.0
-    moved_weight: float = 0.1
-    bent_hardness: Ramp = field(default_factory=lambda: Ramp(2.0, 2.0))
-    moved_hardness: Ramp = field(default_factory=lambda: Ramp(2.0, 2.0))
+    moved_weight: float = 1.0
+    bent_hardness: Ramp = _TWICE
+    moved_hardness: Ramp = _TWICE
     bent_tolerance: float = 0.0
     moved_tolerance: float = 0.0
     estimator_mode: Literal["frozen", "as_found"] = "frozen"
@@ -99,6 +102,7 @@ class PoseAugConfig:
     range_weight: float = 3.0
     angle_range: tuple[float, float] = (0.205, 0.165)
     length_limit: float = 0.1
+    entropy_weight: float = 0.05
     frame_weight: float = 1.0
     frame_check: Literal["four_sides", "released"] = "four_sides"
     clamp_rays: bool = False
@@ -111,6 +115,10 @@ class PoseAugConfig:
 
     def __post_init__(self) -> None:
         check_operations(self.operations)
+        for name in ("bent_hardness", "moved_hardness"):
+            value = getattr(self, name)
+            if isinstance(value, (int, float)):
+                object.__setattr__(self, name, Ramp(value, value))
         hints = get_type_hints(PoseAugConfig)
         for option in fields(self):
             choices = get_args(hints[option.name])
@@ -143,7 +151,6 @@ RELEASED = PoseAugConfig(
     start="released",
     width=256,
     fixed_trunk=True,
-    candidates=1,
     feedback="estimator",
     feedback_loss="released",
     error="grouped",
@@ -159,6 +166,7 @@ RELEASED = PoseAugConfig(
     weight_2d=1.0,
     both_sided=True,
     range_penalty="released",
+    entropy_weight=0.0,
     frame_weight=0.0,
     frame_check="released",
     clamp_rays=True,
@@ -171,7 +179,6 @@ PAPER = PoseAugConfig(
     start="released",
     width=256,
     shared_extractor=True,
-    candidates=1,
     feedback="estimator",
     feedback_loss="paper",
     error="squared_norm",
@@ -182,12 +189,13 @@ PAPER = PoseAugConfig(
     weight_2d=1.0,
     range_penalty="paper",
     range_weight=1.0,
+    entropy_weight=0.0,
     frame_weight=0.0,
     decay_learning_rate=True,
 )
 """The paper's formulas."""
 
-RANDOM = PoseAugConfig(learned=False, candidates=1, feedback="none")
+RANDOM = PoseAugConfig(learned=False, feedback="none")
 """`RandomPolicy` alone: the baseline to beat."""
 
 PRESETS: dict[str, PoseAugConfig] = {

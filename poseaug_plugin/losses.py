@@ -102,13 +102,14 @@ def released_feedback(harder: Tensor, easier: Tensor, ratio: float, tolerance: f
     return dead_zone(harder / easier.clamp(min=1e-9), ratio, tolerance)
 
 
-def hinge_feedback(harder: Tensor, easier: Tensor, ratio: float) -> Tensor:
-    """Squared shortfall of log(L_P(X') / L_P(X)) below log(ratio), per entry; ours.
+def limit_feedback(harder: Tensor, easier: Tensor, ratio: float, weights: Tensor) -> Tensor:
+    """By how much the batch's mean log(L_P(X') / L_P(X)) exceeds log(ratio), 0-d; ours.
 
-    Scale-free, so metres or millimetres do not matter, and no push once a pose is hard enough.
+    A brake and no drive: what drives is the policy's entropy. Scale-free, so metres or millimetres
+    do not matter; of the whole batch, so that it may hold poses that are harder than that.
     """
     hardness = harder.clamp(min=1e-9).log() - easier.clamp(min=1e-9).log()
-    return (math.log(ratio) - hardness).relu().square()
+    return (weighted_mean(hardness.mean(1), weights) - math.log(ratio)).relu()
 
 
 # -- range regularisation --------------------------------------------------------------------------

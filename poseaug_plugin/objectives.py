@@ -14,7 +14,7 @@ from .camera import project_points
 from .config import PoseAugConfig
 from .losses import (
     dead_zone,
-    hinge_feedback,
+    limit_feedback,
     lsgan_policy_loss,
     paper_feedback,
     rectified_mean,
@@ -52,6 +52,7 @@ class PolicyLosses(NamedTuple):
     feedback: Tensor
     range: Tensor
     frame: Tensor
+    entropy: Tensor
 
 
 def policy_objective(
@@ -62,8 +63,9 @@ def policy_objective(
     config: PoseAugConfig,
     skeleton: Skeleton,
     progress: float = 0.0,
+    entropy: Tensor | None = None,
 ) -> PolicyLosses:
-    """Loss of the policy (PoseAug section 3.4): adversarial + feedback + range.
+    """Loss of the policy (PoseAug section 3.4): adversarial + feedback + range; ours - entropy.
 
     Args:
         generated: The augmented batch.
@@ -73,6 +75,7 @@ def policy_objective(
         config: Options.
         skeleton: The tree.
         progress: Share of the training that is done.
+        entropy: The policy's, if it has one.
     """
     weights = generated.weights
     adversarial_3d, adversarial_2d = (
@@ -94,40 +97,49 @@ def policy_objective(
     feedback = weights.new_zeros(())
     if error_of is not None and (progress > config.warmup or not config.warmup):
         feedback = feedback_objective(generated, error_of, config, progress)
-    total = adversarial_3d + adversarial_2d + feedback + change + frame
-    return PolicyLosses(total, adversarial_3d, adversarial_2d, feedback, change, frame)
+    spread = weights.new_zeros(()) if entropy is None else -config.entropy_weight * entropy
+    terms = (adversarial_3d, adversarial_2d, feedback, change, frame, spread)
+    return PolicyLosses(sum(terms, weights.new_zeros(())), *terms)
 
 
 def feedback_objective(
     generated: Generated, error_of: ErrorOf, config: PoseAugConfig, progress: float
 ) -> Tensor:
     """Weighted feedback on bent and moved poses against the clean ones (PoseAug equation 3)."""
+    total = generated.weights.new_zeros(())
+    if not config.bent_weight and not config.moved_weight:
+        return total
     easier = error_of(generated.clean_keypoints, generated.clean).detach()
-    total = easier.new_zeros(())
+    weights = generated.weights
     if config.bent_weight:
         seen = project_points(
             generated.poses.bent, generated.intrinsics, clamp_rays=config.clamp_rays
         )
         harder = error_of(seen, generated.poses.bent)
         ratio = config.bent_hardness.at(progress)
-        loss = _compare(harder, easier, ratio, config.bent_tolerance, config)
-        total = total + config.bent_weight * weighted_mean(loss, generated.weights)
+        loss = _compare(harder, easier, ratio, config.bent_tolerance, config, weights)
+        total = total + config.bent_weight * loss
     if config.moved_weight:
         harder = error_of(generated.keypoints, generated.poses.moved)
         ratio = config.moved_hardness.at(progress)
-        loss = _compare(harder, easier, ratio, config.moved_tolerance, config)
-        total = total + config.moved_weight * weighted_mean(loss, generated.weights)
+        loss = _compare(harder, easier, ratio, config.moved_tolerance, config, weights)
+        total = total + config.moved_weight * loss
     return total
 
 
 def _compare(
-    harder: Tensor, easier: Tensor, ratio: float, tolerance: float, config: PoseAugConfig
+    harder: Tensor,
+    easier: Tensor,
+    ratio: float,
+    tolerance: float,
+    config: PoseAugConfig,
+    weights: Tensor,
 ) -> Tensor:
     if config.feedback_loss == "released":
-        return released_feedback(harder, easier, ratio, tolerance)
+        return weighted_mean(released_feedback(harder, easier, ratio, tolerance), weights)
     if config.feedback_loss == "paper":
-        return paper_feedback(harder, easier, ratio)
-    return hinge_feedback(harder, easier, ratio)
+        return weighted_mean(paper_feedback(harder, easier, ratio), weights)
+    return limit_feedback(harder, easier, ratio, weights)
 
 
 def range_penalty(generated: Generated, config: PoseAugConfig, skeleton: Skeleton) -> Tensor:

@@ -29,6 +29,12 @@ _ROTATION_LIMIT = 0.5  # radians per axis
 _DEPTH_LIMIT = 0.3  # of log depth
 _RAY_LIMIT = 0.1  # of x/z and y/z
 
+# The learned factors on the base's spreads lie within e^-1.4 and e^1.4, a quarter and four. The
+# gain lets Adam's small steps, meant for networks, take them there within a thousand updates.
+_WIDENING_LIMIT = 1.4
+_WIDENING_GAIN = 30.0
+_OPERATION_OF_FACTOR: tuple[Operation, ...] = ("rigid", "rigid", "bone_angle", "bone_length")
+
 _RELEASED_LENGTH_LIMIT = 0.2
 _RELEASED_ROTATION_LIMIT = 3.1415
 
@@ -53,6 +59,15 @@ class Spread:
     depth: tuple[float, float] = (0.7, 1.5)
     bone_angle: float = 0.1
     bone_length: float = 0.15
+
+
+class SpreadFactors(NamedTuple):
+    """What the spreads of a base distribution are multiplied by."""
+
+    pitch: Tensor | float = 1.0
+    roll: Tensor | float = 1.0
+    bone_angle: Tensor | float = 1.0
+    bone_length: Tensor | float = 1.0
 
 
 class Policy(nn.Module):
@@ -84,6 +99,10 @@ class Policy(nn.Module):
     ) -> AugmentationParameters:
         """The parameters for (B, base_noise_size) and what `regress` gave."""
         raise TypeError(f"{type(self).__name__} must define assemble(joints, base_noise, raw).")
+
+    def entropy(self) -> Tensor | None:
+        """How widely the policy draws, 0-d, in nats and up to a constant; None if that is fixed."""
+        return None
 
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
         """Both steps in one."""
@@ -151,20 +170,30 @@ class RandomPolicy(Policy):
         self, joints: Tensor, base_noise: Tensor, raw: RawParameters | None = None
     ) -> AugmentationParameters:
         """Draw parameters; there is no network to listen to."""
+        return self.draw(joints, base_noise, SpreadFactors())
+
+    def draw(
+        self, joints: Tensor, base_noise: Tensor, factors: SpreadFactors
+    ) -> AugmentationParameters:
+        """Draw from the distribution with its spreads multiplied."""
         spread, skeleton = self.spread, self.skeleton
         directions, lengths, view, place = base_noise.split(self._sizes, dim=1)
         parameters = identity_parameters(joints, skeleton)
         if "bone_angle" in self.operations:
-            offset = directions.reshape(-1, 1, skeleton.num_bones, 3) * spread.bone_angle
+            spread_of_offset = spread.bone_angle * factors.bone_angle
+            offset = directions.reshape(-1, 1, skeleton.num_bones, 3) * spread_of_offset
             parameters = parameters._replace(bone_direction_offset=offset * self.free_bones)
         if "bone_length" in self.operations:
-            ratio = (2 * _uniform(lengths) - 1) * spread.bone_length * self.free_lengths
+            limit = spread.bone_length * factors.bone_length
+            ratio = (2 * _uniform(lengths) - 1) * limit * self.free_lengths
             parameters = parameters._replace(
                 bone_length_ratio=per_bone(ratio, skeleton).unsqueeze(1)
             )
         if "rigid" in self.operations:
             yaw = (2 * _uniform(view[:, 0:1]) - 1) * spread.yaw
-            rotation = view_rotation(yaw, view[:, 1:2] * spread.pitch, view[:, 2:3] * spread.roll)
+            pitch = view[:, 1:2] * (spread.pitch * factors.pitch)
+            roll = view[:, 2:3] * (spread.roll * factors.roll)
+            rotation = view_rotation(yaw, pitch, roll)
             batch = joints.shape[0]
             donor = (_uniform(place[:, 0]) * batch).long().clamp(max=batch - 1)
             nearest, furthest = spread.depth
@@ -232,6 +261,22 @@ class AugmentationPolicy(Policy):
         self.network_noise_size = self.network.noise_size
         if start == "random":
             self.network.start_at_zero()
+            self.widening = nn.Parameter(torch.zeros(len(SpreadFactors._fields)))
+
+    def log_spread_factors(self) -> Tensor:
+        """(4,) logarithms of the learned `SpreadFactors`, bounded."""
+        return _WIDENING_LIMIT * (self.widening * (_WIDENING_GAIN / _WIDENING_LIMIT)).tanh()
+
+    def spread_factors(self) -> SpreadFactors:
+        """What the policy has learned to multiply the spreads of its base by."""
+        return SpreadFactors(*self.log_spread_factors().exp().unbind())
+
+    def entropy(self) -> Tensor | None:
+        """Sum of the logarithms of the spreads in use; the released network has none."""
+        if self.start == "released":
+            return None
+        used = [operation in self.operations for operation in _OPERATION_OF_FACTOR]
+        return sum((log for log, use in zip(self.log_spread_factors(), used, strict=True) if use))
 
     def regress(self, joints: Tensor, network_noise: Tensor) -> RawParameters:
         """Run the networks on the middle frame of (B, T, J, 3)."""
@@ -245,7 +290,8 @@ class AugmentationPolicy(Policy):
         assert raw is not None
         if self.start == "released":
             return self._released_parameters(joints, raw)
-        return self._residual_parameters(self.base(joints, base_noise), raw)
+        base = self.base.draw(joints, base_noise, self.spread_factors())
+        return self._residual_parameters(base, raw)
 
     def _residual_parameters(
         self, base: AugmentationParameters, raw: RawParameters

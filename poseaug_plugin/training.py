@@ -169,7 +169,8 @@ class PolicyTrainer:
                 readings[f"accuracy_{critic.name}"] = accuracy
         if observed is not None:
             readings["hardness_ratio"] = ratio = _ratio(observed, augmented)
-            self.controller.update(ratio, self.config.hardness)
+            if self.config.candidates > 1:
+                self.controller.update(ratio, self.config.moved_hardness.at(self.progress))
         if observed is not None and self.predictor is not None:
             fit = predictor_objective(
                 self.augmenter.predict(augmented.keypoints, augmented.joints),
@@ -186,7 +187,14 @@ class PolicyTrainer:
         error_of = self._predicted_error if self.config.feedback == "predicted" else estimator_error
         critic_3d, critic_2d = (critic.network for critic in self.critics)
         return policy_objective(
-            generated, critic_3d, critic_2d, error_of, self.config, self.skeleton, self.progress
+            generated,
+            critic_3d,
+            critic_2d,
+            error_of,
+            self.config,
+            self.skeleton,
+            self.progress,
+            self.policy.entropy(),
         )
 
     def _predicted_error(self, keypoints: Tensor, joints: Tensor) -> Tensor:

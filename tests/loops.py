@@ -24,8 +24,9 @@ SMALL = {"width": 32, "pool_capacity": 40}
 # What a hook can be, by name: preset and options.
 HOOKS: dict[str, dict[str, Any]] = {
     "default": {},
-    "estimator, frozen": {"feedback": "estimator", "candidates": 1, "estimator_mode": "frozen"},
-    "estimator, as found": {"feedback": "estimator", "candidates": 1, "estimator_mode": "as_found"},
+    "candidates": {"candidates": 4},
+    "estimator, frozen": {"feedback": "estimator", "estimator_mode": "frozen"},
+    "estimator, as found": {"feedback": "estimator", "estimator_mode": "as_found"},
     "released": {"preset": "released", "total_updates": 20},
     "paper": {"preset": "paper", "total_updates": 20},
     "random": {"preset": "random"},

@@ -263,7 +263,7 @@ def test_no_network_learns_in_a_step_that_the_device_skips() -> None:
 def test_feedback_asks_the_estimator_before_it_changes() -> None:
     estimator = make_lifter()
     optimizer = adam(estimator)
-    hook = make_hook(estimator, feedback="estimator", candidates=1)
+    hook = make_hook(estimator, feedback="estimator")
     camera, inputs_3d, inputs_2d = make_batch()
     inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
     mpjpe(estimator(inputs_2d), inputs_3d).backward()
@@ -383,7 +383,7 @@ def failing_step() -> tuple[Touchy, PoseAugHook, torch.optim.Optimizer, dict[str
     """Everything right before an ``optimizer.step()`` that will fail, and how it stood."""
     estimator = Touchy()
     optimizer = adam(estimator)
-    hook = make_hook(estimator, feedback="estimator", candidates=1)
+    hook = make_hook(estimator, feedback="estimator")
     estimator.touchy = False
     train(hook, estimator, optimizer, list(batches(1)))
     estimator.touchy = True
@@ -500,14 +500,14 @@ def test_feedback_gradient_is_that_of_finite_differences(mode: str) -> None:
     policy = AugmentationPolicy(H36M_16, width=4).double()
     estimator = make_lifter().double()
     for parameter in policy.parameters():  # away from the start, where most gradients are zero
-        nn.init.normal_(parameter, std=0.3)
+        nn.init.normal_(parameter, std=0.01 if parameter is policy.widening else 0.3)
     joints = human_poses(6, 1, H36M_16, own_stream())
     camera = h36m_intrinsics(6)
     noise = torch.randn(6, policy.noise_size, generator=own_stream(), dtype=torch.float64)
     config = find_config(
         "default",
         {
-            **{"feedback": "estimator", "candidates": 1, "moved_weight": 1.0, "bent_weight": 0.5},
+            **{"feedback": "estimator", "moved_weight": 1.0, "bent_weight": 0.5},
             **{"weight_3d": 0.0, "weight_2d": 0.0, "range_weight": 0.0, "frame_weight": 0.0},
             "feedback_loss": "paper",
         },
@@ -668,7 +668,7 @@ def test_wrappers_are_taken_off(wrap: Callable[[nn.Module], nn.Module]) -> None:
 def test_state_dict_of_a_wrapped_estimator_keeps_its_keys(feedback: str) -> None:
     estimator = nn.DataParallel(make_lifter())
     keys = list(estimator.state_dict())
-    hook = make_hook(estimator, feedback=feedback, candidates=1)
+    hook = make_hook(estimator, feedback=feedback)
     train(hook, estimator, adam(estimator), list(batches(1)))
     assert list(estimator.state_dict()) == keys
 

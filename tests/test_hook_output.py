@@ -397,7 +397,7 @@ def test_estimator_gone_to_nan_does_not_take_the_hook_along(hook: str) -> None:
 def test_steps_left_out_are_counted(mode: str) -> None:
     estimator = make_lifter()
     nn.init.constant_(estimator[1].weight, torch.nan)
-    hook = make_hook(estimator, feedback="estimator", candidates=1, estimator_mode=mode)
+    hook = make_hook(estimator, feedback="estimator", estimator_mode=mode)
     for batch in stream(2):
         train_once(hook, batch, estimator)
     assert hook.diagnostics().skipped_steps == 2  # the policy's
@@ -501,7 +501,7 @@ def test_checks_of_validity_are_not_about_nothing(name: str) -> None:
 
 def test_what_cannot_be_made_valid_is_the_original_and_counted() -> None:
     estimator = make_lifter()
-    hook = make_hook(estimator, share=1.0, candidates=1, spread=Spread(depth=(0.01, 0.02)))
+    hook = make_hook(estimator, share=1.0, spread=Spread(depth=(0.01, 0.02)))
     batch = make_batch()
     outputs = augmented(hook, batch)
     assert differences(list(outputs), [batch.inputs_2d, batch.inputs_3d]) == []

@@ -123,8 +123,9 @@ def test_taking_the_state_changes_nothing() -> None:
     ],
 )
 def test_everything_that_changes_is_in_it(part: str) -> None:
-    hook = make_hook(make_lifter())
-    modules = [state["training"]["modules"] for state in (frozen_state(hook), sample_state())]
+    options = RESUMED["candidates"]
+    states = frozen_state(make_hook(make_lifter(), **options)), sample_state("candidates")
+    modules = [state["training"]["modules"] for state in states]
     before, after = ({k: v for k, v in m.items() if k.split(".")[0] == part} for m in modules)
     assert before
     assert differences(before, after) != []
@@ -422,7 +423,7 @@ def test_diagnostics_of_a_single_operation(operation: str) -> None:
 
 def test_without_augmented_samples_there_is_no_hardness_ratio() -> None:
     # And not a ratio of 0, which the choice among candidates would be steered by.
-    hook = trained(share=1.0, candidates=1, spread=Spread(depth=(0.01, 0.02)))
+    hook = trained(share=1.0, spread=Spread(depth=(0.01, 0.02)))
     diagnostics = hook.diagnostics()
     assert diagnostics.kept_share == 0
     assert diagnostics.hardness_ratio != diagnostics.hardness_ratio
