@@ -34,7 +34,7 @@ from report import format_table, read_results, write_results
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from poseaug_plugin import PoseAugHook, metrics
+from poseaug_plugin import AugmentationPolicy, PoseAugHook, metrics
 
 ROWS: dict[str, dict[str, Any] | None] = {
     "no augmentation": None,
@@ -121,7 +121,11 @@ def load_data(arguments: argparse.Namespace, device: torch.device) -> Data:
     else:
         tests["cross-dataset"] = seen(target, "target")
         tests["other motions, same cameras"] = seen(target, "source", None, -to_target[:2], step=2)
-    train = seen(source, "source", TRAIN_SUBJECTS)
+    return as_data(seen(source, "source", TRAIN_SUBJECTS), tests, device)
+
+
+def as_data(train: Pairs, tests: dict[str, Pairs], device: torch.device) -> Data:
+    """Pairs in the convention of VideoPose3D's loop."""
 
     def tensors(p: Pairs) -> tuple[Tensor, Tensor]:
         keypoints, joints = (torch.from_numpy(a).to(device)[:, None] for a in p[:2])
@@ -145,15 +149,19 @@ class Run:
     """One training: the estimator, its optimizer, and perhaps the hook."""
 
     def __init__(
-        self, row: str, seed: int, data: Data, arguments: argparse.Namespace, device: torch.device
+        self,
+        row: str,
+        options: dict[str, Any] | None,
+        seed: int,
+        data: Data,
+        arguments: argparse.Namespace,
     ) -> None:
         torch.manual_seed(seed)
         self.row, self.seed, self.data, self.arguments = row, seed, data, arguments
-        self.estimator = Lifter(data.inputs_2d.shape[2]).to(device)
+        self.estimator = Lifter(data.inputs_2d.shape[2]).to(data.inputs_2d.device)
         self.optimizer = torch.optim.Adam(self.estimator.parameters(), lr=arguments.lr)
         self.order = torch.Generator().manual_seed(seed)
         self.epoch, self.seconds = 0, 0.0
-        options = ROWS[row]
         self.hook = None
         if options is not None:
             self.hook = PoseAugHook(self.estimator, skeleton="h36m_16", seed=seed, **options)
@@ -200,6 +208,22 @@ class Run:
                 "PCK": metrics.pck(predicted, joints).item(),
             }
         return results
+
+    def result(self) -> dict[str, Any]:
+        """What goes into the results file."""
+        policy = self.hook.policy if self.hook else None
+        learned = isinstance(policy, AugmentationPolicy)
+        factors = policy.log_spread_factors().exp().tolist() if learned else None
+        return {
+            "row": self.row,
+            "seed": self.seed,
+            "epochs": self.epoch,
+            "batch": self.arguments.batch,
+            "samples_per_second": self.epoch * len(self.data.inputs_2d) / self.seconds,
+            "tests": self.evaluate(),
+            "diagnostics": self.hook.diagnostics()._asdict() if self.hook else None,
+            "spread_factors": factors,  # pitch, roll, bone angle, bone length
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a bit-exact continuation needs."""
@@ -283,24 +307,13 @@ def main() -> None:
     last: Run | None = None
     for seed in arguments.seeds:
         for row in arguments.rows:
-            run = Run(row, seed, data, arguments, device)
+            run = Run(row, ROWS[row], seed, data, arguments)
             checkpoint = arguments.out / f"{row.replace(' ', '_')}_{seed}.pt"
             if (row, seed) not in done:
                 train(run, checkpoint, arguments.resume)
                 if run.epoch < arguments.epochs:
                     continue
-                steps = arguments.epochs * len(data.inputs_2d)
-                results.append(
-                    {
-                        "row": row,
-                        "seed": seed,
-                        "epochs": arguments.epochs,
-                        "batch": arguments.batch,
-                        "samples_per_second": steps / run.seconds,
-                        "tests": run.evaluate(),
-                        "diagnostics": run.hook.diagnostics()._asdict() if run.hook else None,
-                    }
-                )
+                results.append(run.result())
                 write_results(results_file, results)
             elif run.hook is not None:
                 run.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu"))

@@ -1,0 +1,124 @@
+"""How widely the policy draws: entropy drives it apart, feedback and critics hold it back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from loops import make_batch, make_hook, make_lifter, mpjpe
+from torch import Tensor
+
+from poseaug_plugin import AugmentationPolicy, PoseAugConfig, PoseAugHook, Ramp
+from poseaug_plugin.losses import limit_feedback
+from poseaug_plugin.policy import OPERATIONS, RandomPolicy, SpreadFactors
+
+
+def policy_with(pitch: float = 0, roll: float = 0, bone_angle: float = 0, bone_length: float = 0):
+    """A policy whose raw widening is given."""
+    policy = AugmentationPolicy("h36m_16", width=8).double()
+    with torch.no_grad():
+        policy.widening.copy_(torch.tensor([pitch, roll, bone_angle, bone_length]))
+    return policy
+
+
+def test_factors_start_at_one() -> None:
+    assert [factor.item() for factor in policy_with().spread_factors()] == [1, 1, 1, 1]
+
+
+def test_factors_stay_between_a_quarter_and_four() -> None:
+    factors = policy_with(100, -100, 100, -100).spread_factors()
+    widest = math.exp(1.4)
+    expected = [widest, 1 / widest, widest, 1 / widest]
+    assert [factor.item() for factor in factors] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", SpreadFactors._fields)
+def test_a_factor_is_one_on_its_spread(name: str) -> None:
+    policy = policy_with(**{name: 0.01})
+    factor = getattr(policy.spread_factors(), name).item()
+    assert factor > 1.2
+    spread = policy.base.spread
+    wider = type(spread)(**{**vars(spread), name: getattr(spread, name) * factor})
+    torch.manual_seed(0)
+    joints = torch.randn(5, 1, 16, 3, dtype=torch.float64) + torch.tensor([0.0, 0.0, 5.0])
+    noise = torch.randn(5, policy.noise_size, dtype=torch.float64)
+    base_noise = noise[:, : policy.base_noise_size]
+    expected = RandomPolicy("h36m_16", spread=wider).double()(joints, base_noise)
+    for got, wanted in zip(policy(joints, noise), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_entropy_is_the_sum_of_the_log_factors() -> None:
+    policy = policy_with(0.01, -0.02, 0.03, 0.005)
+    factors = torch.stack(list(policy.spread_factors()))
+    torch.testing.assert_close(policy.entropy(), factors.log().sum())
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_what_is_switched_off_has_no_entropy(operation: str) -> None:
+    policy = AugmentationPolicy("h36m_16", width=8, operations=(operation,))
+    policy.entropy().backward()
+    moved = [factor != 0 for factor in policy.widening.grad.tolist()]
+    used = {"rigid": [1, 1, 0, 0], "bone_angle": [0, 0, 1, 0], "bone_length": [0, 0, 0, 1]}
+    assert moved == used[operation]
+
+
+def test_policies_without_learned_spreads_have_none() -> None:
+    assert RandomPolicy("h36m_16").entropy() is None
+    released = AugmentationPolicy("h36m_16", start="released", width=8)
+    assert released.entropy() is None
+    assert "widening" not in dict(released.named_parameters())
+
+
+def test_limit_is_on_the_batch_not_on_a_pose() -> None:
+    easier = torch.full((4, 1), 0.05)
+    harder = torch.tensor([[0.05], [0.05], [0.2], [0.2]])  # twice as hard on (geometric) average
+    weights = torch.ones(4)
+    assert limit_feedback(harder, easier, 2.0, weights).item() == pytest.approx(0, abs=1e-6)
+    assert limit_feedback(harder, easier, 3.0, weights) == 0
+    excess = limit_feedback(harder, easier, 1.5, weights)
+    assert excess.item() == pytest.approx(math.log(2 / 1.5), abs=1e-6)
+    assert limit_feedback(1000 * harder, 1000 * easier, 1.5, weights).item() == pytest.approx(
+        excess.item(), abs=1e-5
+    )
+
+
+def test_limit_leaves_out_samples_without_weight() -> None:
+    harder, easier = torch.tensor([[0.4], [0.1]]), torch.tensor([[0.1], [0.1]])
+    assert limit_feedback(harder, easier, 2.0, torch.tensor([0.0, 1.0])) == 0
+
+
+def test_a_number_is_a_ramp_that_stays() -> None:
+    assert PoseAugConfig(moved_hardness=1.5).moved_hardness == Ramp(1.5, 1.5)
+
+
+def factors_after(steps: int, **options: object) -> Tensor:
+    """The factors after some steps on a lifter that learns nothing."""
+    estimator = make_lifter()
+    hook: PoseAugHook = make_hook(estimator, learning_rate=1e-3, **options)
+    optimizer = torch.optim.SGD(estimator.parameters(), lr=0.0)
+    for seed in range(steps):
+        camera, inputs_3d, inputs_2d = make_batch(seed=seed)
+        inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+        mpjpe(estimator(inputs_2d), inputs_3d).backward()
+        optimizer.step()
+    return torch.stack(list(hook.policy.spread_factors())).detach()
+
+
+ENTROPY_ALONE = {"weight_3d": 0.0, "weight_2d": 0.0, "frame_weight": 0.0, "range_weight": 0.0}
+
+
+def test_entropy_alone_widens_everything() -> None:
+    assert (factors_after(10, moved_weight=0.0, **ENTROPY_ALONE) > 1.2).all()
+
+
+def test_nothing_widens_without_entropy() -> None:
+    factors = factors_after(10, moved_weight=0.0, entropy_weight=0.0, **ENTROPY_ALONE)
+    assert factors.tolist() == [1, 1, 1, 1]
+
+
+def test_feedback_holds_back_what_is_too_hard() -> None:
+    # Nothing can be a tenth as hard, so the limit is broken and every way to be easier is taken.
+    limited = factors_after(10, moved_weight=100.0, moved_hardness=0.1, **ENTROPY_ALONE)
+    assert not (limited > 1.2).all()
