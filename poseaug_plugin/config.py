@@ -10,7 +10,7 @@ from .errors import PoseAugError
 from .losses import ErrorKind
 from .policy import OPERATIONS, Operation, Spread, Start, check_operations
 
-_TWICE = Ramp(2.0, 2.0)
+_LIMIT = Ramp(2.4, 2.4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +85,13 @@ class PoseAugConfig:
     error: ErrorKind = "mpjpe"
     bent_weight: float = 0.0
     moved_weight: float = 1.0
-    bent_hardness: Ramp = _TWICE
-    moved_hardness: Ramp = _TWICE
+    bent_hardness: Ramp = _LIMIT
+    moved_hardness: Ramp = _LIMIT
     bent_tolerance: float = 0.0
     moved_tolerance: float = 0.0
     estimator_mode: Literal["frozen", "as_found"] = "frozen"
     warmup: float = 0.0
-    weight_3d: float = 1.0
+    weight_3d: float = 0.3
     weight_2d: float = 0.1
     both_sided: bool = False
     kcs: Literal["parts", "whole"] = "parts"

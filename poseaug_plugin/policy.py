@@ -23,15 +23,15 @@ Start = Literal["random", "released"]
 
 # How far the learned residual may move a draw of the base distribution: less than the spread of
 # that distribution itself, so that a batch stays diverse whatever is learned.
-_DIRECTION_LIMIT = 0.3
-_LENGTH_LIMIT = 0.1
-_ROTATION_LIMIT = 0.5  # radians per axis
-_DEPTH_LIMIT = 0.3  # of log depth
-_RAY_LIMIT = 0.1  # of x/z and y/z
+_DIRECTION_LIMIT = 0.1
+_LENGTH_LIMIT = 0.03
+_ROTATION_LIMIT = 0.15  # radians per axis
+_DEPTH_LIMIT = 0.1  # of log depth
+_RAY_LIMIT = 0.03  # of x/z and y/z
 
-# The learned factors on the base's spreads lie within e^-1.4 and e^1.4, a quarter and four. The
+# The learned factors on the base's spreads lie within e^-1.1 and e^1.1, a third and three. The
 # gain lets Adam's small steps, meant for networks, take them there within a thousand updates.
-_WIDENING_LIMIT = 1.4
+_WIDENING_LIMIT = 1.1
 _WIDENING_GAIN = 30.0
 _OPERATION_OF_FACTOR: tuple[Operation, ...] = ("rigid", "rigid", "bone_angle", "bone_length")
 

@@ -26,9 +26,9 @@ def test_factors_start_at_one() -> None:
     assert [factor.item() for factor in policy_with().spread_factors()] == [1, 1, 1, 1]
 
 
-def test_factors_stay_between_a_quarter_and_four() -> None:
+def test_factors_stay_between_a_third_and_three() -> None:
     factors = policy_with(100, -100, 100, -100).spread_factors()
-    widest = math.exp(1.4)
+    widest = math.exp(1.1)
     expected = [widest, 1 / widest, widest, 1 / widest]
     assert [factor.item() for factor in factors] == pytest.approx(expected)
 
