@@ -351,7 +351,7 @@ def residual(policy: AugmentationPolicy, joints: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("kind", ["residual", "shared"])
 def test_what_is_learned_is_bounded(kind: str) -> None:
     wild = residual(taught(build(kind), 1e3), poses(100))
-    limits = (0.3, 0.1, 0.5 * math.sqrt(3), 0.3, 0.1)
+    limits = (0.1, 0.03, 0.15 * math.sqrt(3), 0.1, 0.03)
     for values, limit in zip(wild, limits, strict=True):
         assert values.abs().max() <= limit * (1 + 1e-6)
         assert values.abs().max() > 0.9 * limit
