@@ -3,7 +3,8 @@
     python examples/report.py                     # rewrite the tables in README.md and docs/
     python examples/report.py RESULTS.json        # print one
 
-A page holds its tables between `<!-- table: docs/results/NAME.json -->` and `<!-- end -->`.
+A page holds its tables between `<!-- table: docs/results/NAME.json -->` and `<!-- end -->`; with
+`NAME.json compact`, one line per row.
 """
 
 from __future__ import annotations
@@ -45,8 +46,12 @@ def _spread(values: list[float], digits: int = 1) -> str:
     return f"{text} ± {stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
+def _change(value: float, reference: float) -> str:
+    return "" if value == reference else f"{100 * (value / reference - 1):+.1f} %"
+
+
 def format_table(results: list[Result]) -> str:
-    """A Markdown table: MPJPE and P-MPJPE in mm, PCK@150 in percent, change against the first row.
+    """A Markdown table: MPJPE and P-MPJPE in mm, PCK@150 in percent, changes against two rows.
 
     Mean over the seeds, plus-minus their standard deviation.
     """
@@ -61,20 +66,67 @@ def format_table(results: list[Result]) -> str:
     for test in tests:
         lines += [
             "",
-            f"| {test} | MPJPE | P-MPJPE | PCK | MPJPE against {rows[0]} | samples/s |",
-            "|---|---|---|---|---|---|",
+            f"| {test} | MPJPE | P-MPJPE | PCK | "
+            + "".join(f"MPJPE against {reference} | " for reference in rows[:2])
+            + "samples/s |",
+            "|---|---|---|---|" + "---|" * len(rows[:2]) + "---|",
         ]
-        reference = mean(values_of(results, rows[0], test, "MPJPE"))
         for row in rows:
             mpjpe, p_mpjpe, pck = (
                 values_of(results, row, test, figure) for figure in ("MPJPE", "P-MPJPE", "PCK")
             )
             speed = mean([r["samples_per_second"] for r in results if r["row"] == row])
-            change = "" if row == rows[0] else f"{100 * (mean(mpjpe) / reference - 1):+.1f} %"
-            lines.append(
-                f"| {row} | {_spread(mpjpe)} | {_spread(p_mpjpe)} | {_spread(pck)} | {change} "
-                f"| {speed:,.0f} |"
+            changes = "".join(
+                f"{_change(mean(mpjpe), mean(values_of(results, other, test, 'MPJPE')))} | "
+                for other in rows[:2]
             )
+            errors = f"{_spread(mpjpe)} | {_spread(p_mpjpe)} | {_spread(pck)}"
+            lines.append(f"| {row} | {errors} | {changes}{speed:,.0f} |")
+    return "\n".join(lines + _what_was_learned(results))
+
+
+def _what_was_learned(results: list[Result]) -> list[str]:
+    """How hard the poses were in the end, and what the spreads were multiplied by; means."""
+    lines = []
+    for row in rows_of(results):
+        runs = [r for r in results if r["row"] == row and r["diagnostics"]]
+        if runs:
+            hardness = mean(r["diagnostics"]["hardness_ratio"] for r in runs)
+            factors = [r["spread_factors"] or [1.0] * 4 for r in runs]
+            means = " | ".join(f"{mean(column):.2f}" for column in zip(*factors, strict=True))
+            lines.append(f"| {row} | {hardness:.2f} | {means} |")
+    if not lines:
+        return []
+    return [
+        "",
+        "| in the end | error on augmented / on original poses | spread of pitch, times | roll "
+        "| bone angle | bone length |",
+        "|---|---|---|---|---|---|",
+        *lines,
+    ]
+
+
+def format_compact(results: list[Result]) -> str:
+    """A Markdown table with one line per row: MPJPE / P-MPJPE in mm, and the learned spreads."""
+    tests = list(results[0]["tests"])
+    lines = [
+        f"| {len({r['seed'] for r in results})} seed(s), {results[0]['epochs']} epochs | "
+        f"{' | '.join(tests)} | hardness | pitch, roll, bone angle, bone length: times |",
+        "|---" * (len(tests) + 3) + "|",
+    ]
+    for row in rows_of(results):
+        runs = [r for r in results if r["row"] == row]
+        errors = (
+            " / ".join(f"{mean(values_of(results, row, t, f)):.1f}" for f in ("MPJPE", "P-MPJPE"))
+            for t in tests
+        )
+        hardness, factors = "", ""
+        if runs[0]["diagnostics"]:
+            hardness = f"{mean(r['diagnostics']['hardness_ratio'] for r in runs):.2f}"
+        if runs[0]["spread_factors"]:
+            columns = zip(*(r["spread_factors"] for r in runs), strict=True)
+            factors = ", ".join(f"{mean(column):.1f}" for column in columns)
+        lines.append(f"| {row} | {' | '.join(errors)} | {hardness} | {factors} |")
     return "\n".join(lines)
 
 
@@ -88,17 +140,19 @@ def format_steps(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def table_of(path: Path) -> str:
+def table_of(path: Path, compact: bool = False) -> str:
     """The table that belongs to a results file."""
     results = json.loads(path.read_text())
-    return format_table(results) if isinstance(results, list) else format_steps(results)
+    if not isinstance(results, list):
+        return format_steps(results)
+    return format_compact(results) if compact else format_table(results)
 
 
 def with_tables(text: str, root: Path) -> str:
     """A page with its tables made anew from the files that it names."""
     return re.sub(
-        r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)",
-        lambda m: f"{m[1]}{table_of(root / m[2])}\n{m[3]}",
+        r"(<!-- table: (\S+)( compact)? -->\n).*?(<!-- end -->)",
+        lambda m: f"{m[1]}{table_of(root / m[2], bool(m[3]))}\n{m[4]}",
         text,
         flags=re.DOTALL,
     )

@@ -68,6 +68,7 @@ def result(row: str, seed: int, mpjpe: float) -> dict[str, Any]:
         "samples_per_second": 1000.0,
         "tests": {"in-domain": figures},
         "diagnostics": None,
+        "spread_factors": None,
     }
 
 
@@ -77,7 +78,17 @@ def test_table_of_results() -> None:
     results = [result("none", 0, 90.0), result("none", 1, 110.0), result("hook", 0, 80.0)]
     table = format_table(results)
     assert "| none | 100.0 ± 14.1 | 50.0 ± 7.1 | 90.0 ± 0.0 |" in table
-    assert "| hook | 80.0 | 40.0 | 90.0 | -20.0 % | 1,000 |" in table
+    assert "| hook | 80.0 | 40.0 | 90.0 | -20.0 % |  | 1,000 |" in table
+
+
+def test_table_tells_what_was_learned() -> None:
+    from report import format_table
+
+    hooked = result("hook", 0, 80.0) | {
+        "diagnostics": {"hardness_ratio": 1.9},
+        "spread_factors": [2.0, 1.5, 1.0, 1.25],
+    }
+    assert "| hook | 1.90 | 2.00 | 1.50 | 1.00 | 1.25 |" in format_table([hooked])
 
 
 def test_page_gets_its_table_and_keeps_the_rest(tmp_path: Path) -> None:
