@@ -31,7 +31,6 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "default without entropy": {"entropy_weight": 0.0},
     "default without the limit": {"moved_weight": 0.0},
     "default without critics": {"weight_3d": 0.0, "weight_2d": 0.0},
-    "default, limit at 2.4": {"moved_hardness": 2.4},
     "default from the wide base": {"spread": WIDE},
 }
 HELD_OUT = ("signal", "directing")

@@ -29,8 +29,10 @@ _ROTATION_LIMIT = 0.15  # radians per axis
 _DEPTH_LIMIT = 0.1  # of log depth
 _RAY_LIMIT = 0.03  # of x/z and y/z
 
-# The learned factors on the base's spreads lie within e^-1.1 and e^1.1, a third and three. The
-# gain lets Adam's small steps, meant for networks, take them there within a thousand updates.
+# What is learned on the base's spreads: down to a third of them, up to three times the default ones
+# (and never beyond that from a base that is wide already), which is every view and a third of a
+# radian per bone. Logarithms. The gain lets Adam's small steps, meant for networks, take them there
+# within a thousand updates.
 _WIDENING_LIMIT = 1.1
 _WIDENING_GAIN = 30.0
 _OPERATION_OF_FACTOR: tuple[Operation, ...] = ("rigid", "rigid", "bone_angle", "bone_length")
@@ -262,10 +264,17 @@ class AugmentationPolicy(Policy):
         if start == "random":
             self.network.start_at_zero()
             self.widening = nn.Parameter(torch.zeros(len(SpreadFactors._fields)))
+            room = torch.tensor(_room_to_widen(self.base.spread))
+            self.register_buffer("room_to_widen", room, persistent=False)
+
+    room_to_widen: Tensor
 
     def log_spread_factors(self) -> Tensor:
         """(4,) logarithms of the learned `SpreadFactors`, bounded."""
-        return _WIDENING_LIMIT * (self.widening * (_WIDENING_GAIN / _WIDENING_LIMIT)).tanh()
+        raw = self.widening * _WIDENING_GAIN
+        wider = self.room_to_widen * (raw / self.room_to_widen).tanh()
+        narrower = _WIDENING_LIMIT * (raw / _WIDENING_LIMIT).tanh()
+        return torch.where(raw > 0, wider, narrower)
 
     def spread_factors(self) -> SpreadFactors:
         """What the policy has learned to multiply the spreads of its base by."""
@@ -408,6 +417,16 @@ def check_operations(operations: tuple[Operation, ...]) -> tuple[Operation, ...]
     if unknown or isinstance(operations, str):
         raise PoseAugError(f"operations must be a tuple out of {OPERATIONS}, got {operations!r}.")
     return tuple(operations)
+
+
+def _room_to_widen(spread: Spread) -> list[float]:
+    """Logarithms of how many times each spread may grow."""
+    rooms = []
+    for name in SpreadFactors._fields:
+        own, usual = getattr(spread, name), getattr(Spread(), name)
+        room = math.log(usual / own) + _WIDENING_LIMIT if own > 0 else _WIDENING_LIMIT
+        rooms.append(max(room, 1e-3))
+    return rooms
 
 
 def _free_bones(skeleton: Skeleton, fixed_trunk: bool) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from loops import make_batch, make_hook, make_lifter, mpjpe
 from torch import Tensor
 
-from poseaug_plugin import AugmentationPolicy, PoseAugConfig, PoseAugHook, Ramp
+from poseaug_plugin import AugmentationPolicy, PoseAugConfig, PoseAugHook, Ramp, Spread
 from poseaug_plugin.losses import limit_feedback
 from poseaug_plugin.policy import OPERATIONS, RandomPolicy, SpreadFactors
 
@@ -47,6 +47,21 @@ def test_a_factor_is_one_on_its_spread(name: str) -> None:
     expected = RandomPolicy("h36m_16", spread=wider).double()(joints, base_noise)
     for got, wanted in zip(policy(joints, noise), expected, strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+def test_a_wide_base_has_less_room() -> None:
+    wide = Spread(pitch=0.7, roll=9.0, bone_angle=0.0)
+    policy = AugmentationPolicy("h36m_16", width=8, spread=wide).double()
+    with torch.no_grad():
+        policy.widening.fill_(100.0)
+    pitch, roll, bone_angle, bone_length = (f.item() for f in policy.spread_factors())
+    widest = math.exp(1.1)
+    assert pitch == pytest.approx(widest / 2)
+    assert roll == pytest.approx(1, abs=2e-3)
+    assert bone_angle == bone_length == pytest.approx(widest)
+    with torch.no_grad():
+        policy.widening.fill_(-100.0)
+    assert [f.item() for f in policy.spread_factors()] == pytest.approx([1 / widest] * 4)
 
 
 def test_entropy_is_the_sum_of_the_log_factors() -> None:

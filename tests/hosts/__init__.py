@@ -1,0 +1,1 @@
+"""The documented lines, put into the real code bases and run."""

@@ -1,0 +1,60 @@
+"""Runs a host's script as it is, on today's Python, and tells what the hook in it did.
+
+python run_script.py REPORT.json paused|active SCRIPT ARGUMENTS...
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import json
+import random
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import poseaug_plugin
+
+
+def main() -> None:
+    """Seed, run, report."""
+    report, mode, script, *arguments = sys.argv[1:]
+    hooks: list[poseaug_plugin.PoseAugHook] = []
+
+    class SeenHook(poseaug_plugin.PoseAugHook):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.enabled = mode == "active"
+            hooks.append(self)
+
+    poseaug_plugin.PoseAugHook = SeenHook  # type: ignore[misc]
+    # What these code bases were written for: Python 2's reduce, and checkpoints of whole objects.
+    builtins.reduce = functools.reduce  # type: ignore[attr-defined]
+    torch.load = functools.partial(torch.load, weights_only=False)
+    for seed in (random.seed, np.random.seed, torch.manual_seed):
+        seed(0)
+    torch.set_num_threads(1)
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))
+    runpy.run_path(script, run_name="__main__")
+    Path(report).write_text(json.dumps([what_it_did(hook) for hook in hooks]))
+
+
+def what_it_did(hook: poseaug_plugin.PoseAugHook) -> dict[str, Any]:
+    """Figures of a hook after the training."""
+    if hook._trainer is None:
+        return {"updates": 0}
+    heads = hook.policy.network.heads.parameters()
+    return {
+        **hook.diagnostics()._asdict(),
+        "learned": max(float(p.detach().abs().max()) for p in heads),
+        "spread_factors": [float(f.detach()) for f in hook.policy.spread_factors()],
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Takes a checkout of a host, puts the documented lines into a copy of it, and runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+PROJECT = Path(__file__).resolve().parents[2]
+CHECKOUTS = os.environ.get("POSEAUG_HOSTS", "")
+DATA = Path(os.environ.get("POSEAUG_HOST_DATA", PROJECT.parent / "shared" / "data"))
+
+
+class HostMovedError(AssertionError):
+    """A line of the host is not where the documentation says; the library is not at fault."""
+
+
+class HostRunError(AssertionError):
+    """The host's script failed."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A line of the host, found by what it looks like, and what stands there afterwards.
+
+    Args:
+        file: Path in the checkout.
+        line: Regular expression that exactly ``count`` lines have to match.
+        becomes: The new lines, indented like the old one; ``...`` stands for the old line, and a
+            pair (pattern, text) for the old line with that substitution.
+        count: How many such lines there are.
+        after: If given, only the first such line after one that matches this.
+    """
+
+    file: str
+    line: str
+    becomes: tuple[str | tuple[str, str], ...]
+    count: int = 1
+    after: str = ""
+
+    def apply(self, folder: Path, host: str) -> None:
+        """Edit the file.
+
+        Raises:
+            HostMovedError: The line is not there, or not only there.
+        """
+        path = folder / self.file
+        lines = path.read_text().split("\n") if path.exists() else []
+        start = next((i for i, line in enumerate(lines) if re.search(self.after, line)), len(lines))
+        places = [i for i in range(start, len(lines)) if re.search(self.line, lines[i])]
+        if self.after:
+            places = places[:1]
+        if len(places) != self.count:
+            raise HostMovedError(
+                f"{host}: {self.file} should have {self.count} line(s) like {self.line!r}, has "
+                f"{len(places)}. The host has moved; docs/hosts and tests/hosts need a look."
+            )
+        for i in reversed(places):
+            old = lines[i]
+            indent = old[: len(old) - len(old.lstrip())]
+            lines[i : i + 1] = [self._made(part, old, indent) for part in self.becomes]
+        path.write_text("\n".join(lines))
+
+    @staticmethod
+    def _made(part: str | tuple[str, str], old: str, indent: str) -> str:
+        if isinstance(part, tuple):
+            return re.sub(part[0], part[1], old)
+        return old if part == "..." else indent + part
+
+
+@dataclass(frozen=True)
+class Host:
+    """A code base and what is done with it.
+
+    Args:
+        name: Name of the checkout's folder in POSEAUG_HOSTS.
+        script: What is run.
+        data: Folder in POSEAUG_HOST_DATA whose files the host's ``data/`` gets.
+        arguments: Of the script, for two short epochs.
+        evaluate: Of the script, to load ``checkpoint`` and evaluate.
+        checkpoint: Glob of what the training leaves.
+        losses: Regular expression of a training loss, one match per epoch.
+        log: Glob of the file that has them; the printed text by default.
+        hook: The documented lines.
+        runs_at_all: What the host needs on a machine without CUDA and with today's Python.
+        needs: Modules that the host imports.
+    """
+
+    name: str
+    script: str
+    data: str
+    arguments: tuple[str, ...]
+    evaluate: tuple[str, ...]
+    checkpoint: str
+    losses: str
+    hook: tuple[Edit, ...]
+    log: str = ""
+    runs_at_all: tuple[Edit, ...] = ()
+    needs: tuple[str, ...] = ()
+
+
+class Trained(NamedTuple):
+    """What a run left."""
+
+    folder: Path
+    printed: str
+    losses: tuple[str, ...]  # as printed, digit for digit
+    hook: dict[str, Any] | None
+
+
+def prepare(host: Host, folder: Path, hooked: bool) -> Path:
+    """A scratch copy of the checkout with data, able to run, perhaps with the documented lines."""
+    shutil.copytree(Path(CHECKOUTS) / host.name, folder, ignore=shutil.ignore_patterns(".git"))
+    (folder / "data").mkdir(exist_ok=True)
+    for file in (DATA / host.data).glob("data_*.npz"):
+        (folder / "data" / file.name).unlink(missing_ok=True)
+        (folder / "data" / file.name).symlink_to(file.resolve())
+    for edit in host.runs_at_all + (host.hook if hooked else ()):
+        edit.apply(folder, host.name)
+    return folder
+
+
+def run(host: Host, folder: Path, arguments: tuple[str, ...], mode: str = "active") -> str:
+    """Run the host's script in its folder and return what it printed.
+
+    Raises:
+        HostRunError: It failed.
+    """
+    command = [
+        *(sys.executable, str(Path(__file__).parent / "run_script.py")),
+        *(str(folder / "report.json"), mode, host.script, *arguments),
+    ]
+    environment = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise HostRunError(f"{host.name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return done.stdout
+
+
+def train(host: Host, folder: Path, mode: str = "active") -> Trained:
+    """Run the training."""
+    printed = run(host, folder, host.arguments, mode)
+    text = next(folder.glob(host.log)).read_text() if host.log else printed
+    losses = tuple(re.findall(host.losses, text, flags=re.MULTILINE))
+    hooks = json.loads((folder / "report.json").read_text())
+    return Trained(folder, printed, losses, hooks[0] if hooks else None)

@@ -1,0 +1,111 @@
+"""The real code bases with the documented lines in them.
+
+    POSEAUG_HOSTS=FOLDER pytest tests/hosts
+
+FOLDER holds the checkouts (VideoPose3D, SemGCN); POSEAUG_HOST_DATA the folders h36m17 and h36m16.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from functools import lru_cache
+from pathlib import Path
+
+import pytest
+
+from .hosts import HOSTS
+from .runner import CHECKOUTS, DATA, Edit, Host, HostMovedError, Trained, prepare, run, train
+
+each_host = pytest.mark.parametrize("name", HOSTS)
+
+
+def available(name: str) -> Host:
+    host = HOSTS[name]
+    if not CHECKOUTS:
+        pytest.skip("POSEAUG_HOSTS is not set: no checkouts of the code bases")
+    if not (Path(CHECKOUTS) / name / host.script).exists():
+        pytest.skip(f"no checkout of {name} in {CHECKOUTS}")
+    if not (DATA / host.data).is_dir():
+        pytest.skip(f"no data in {DATA / host.data}")
+    missing = [module for module in host.needs if importlib.util.find_spec(module) is None]
+    if missing:
+        pytest.skip(f"{name} imports {', '.join(missing)}")
+    return host
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory):
+    """Two epochs of a host: "plain", with the hook "paused" or "active"; each once."""
+
+    @lru_cache
+    def of(name: str, kind: str) -> Trained:
+        host = available(name)
+        folder = prepare(host, tmp_path_factory.mktemp(name) / kind, hooked=kind != "plain")
+        return train(host, folder, "active" if kind == "active" else "paused")
+
+    return of
+
+
+@each_host
+def test_paused_hook_leaves_the_losses_as_they_were(name: str, trained) -> None:
+    plain, paused = trained(name, "plain"), trained(name, "paused")
+    assert len(plain.losses) == 2
+    assert plain.losses == paused.losses
+    assert plain.hook is None
+    assert paused.hook["updates"] == 0
+
+
+@each_host
+def test_host_trains_with_the_hook(name: str, trained) -> None:
+    active = trained(name, "active")
+    first, second = map(float, active.losses)
+    assert second < first
+    assert active.losses != trained(name, "plain").losses
+    assert active.hook["updates"] > 20
+    assert active.hook["kept_share"] > 0.9
+    assert active.hook["learned"] > 0
+    assert math.isfinite(active.hook["predictor_r_squared"])
+    assert active.hook["unusable_samples"] == 0
+
+
+@each_host
+def test_checkpoint_loads_into_the_unmodified_host(name: str, trained, tmp_path: Path) -> None:
+    host = available(name)
+    checkpoint = next(trained(name, "active").folder.glob(host.checkpoint))
+    plain = prepare(host, tmp_path / "plain", hooked=False)
+    (plain / "checkpoint").mkdir(exist_ok=True)
+    (plain / "checkpoint" / "ours.bin").write_bytes(checkpoint.read_bytes())
+    place = "ours.bin" if name == "VideoPose3D" else "checkpoint/ours.bin"
+    arguments = tuple(a.format(checkpoint=place) for a in host.evaluate)
+    printed = run(host, plain, arguments)
+    assert "Protocol #1" in printed
+
+
+# -- without any checkout --------------------------------------------------------------------------
+
+
+def test_edit_says_that_the_host_has_moved(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1\n")
+    with pytest.raises(HostMovedError, match=r"Host: a\.py should have 1 line.*has 0"):
+        Edit("a.py", "y = ", ("...",)).apply(tmp_path, "Host")
+    with pytest.raises(HostMovedError, match=r"missing\.py"):
+        Edit("missing.py", "x = ", ("...",)).apply(tmp_path, "Host")
+
+
+def test_edit_keeps_indentation(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("if 1:\n    for _, b in c:\n")
+    Edit("a.py", "for _,", ("before()", ("_,", "a,"), "...")).apply(tmp_path, "Host")
+    expected = "if 1:\n    before()\n    for a, b in c:\n    for _, b in c:\n"
+    assert (tmp_path / "a.py").read_text() == expected
+
+
+@each_host
+def test_documentation_has_the_lines(name: str) -> None:
+    page = Path(__file__).parents[2] / "docs" / "hosts" / f"{name.lower()}.md"
+    text = page.read_text()
+    for edit in HOSTS[name].hook:
+        for line in edit.becomes:
+            if isinstance(line, str) and line != "...":
+                assert re.search(rf"^\+ *{re.escape(line)}$", text, flags=re.MULTILINE)
