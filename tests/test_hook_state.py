@@ -131,6 +131,15 @@ def test_everything_that_changes_is_in_it(part: str) -> None:
     assert differences(before, after) != []
 
 
+def test_controller_rests_where_there_is_nothing_to_choose() -> None:
+    exponents = [
+        sample_state(name)["training"]["modules"]["controller.exponent"].item()
+        for name in ("default", "candidates")
+    ]
+    assert exponents[0] == 0
+    assert exponents[1] != 0
+
+
 # -- going on --------------------------------------------------------------------------------------
 
 
