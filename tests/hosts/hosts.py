@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from .runner import Edit, Host
 
-IMPORT = "from poseaug_plugin import PoseAdapter, PoseAugHook"
-
 VIDEOPOSE3D = Host(
     name="VideoPose3D",
     script="run.py",
@@ -16,7 +14,7 @@ VIDEOPOSE3D = Host(
     checkpoint="checkpoint/epoch_2.bin",
     losses=r"^\[\d+\] time \S+ lr \S+ 3d_train (\S+)",
     hook=(
-        Edit("run.py", r"^import torch$", ("...", IMPORT)),
+        Edit("run.py", r"^import torch$", ("...", "from poseaug_plugin import PoseAugHook")),
         Edit(
             "run.py",
             r"^\s+optimizer = optim\.Adam\(model_pos_train\.parameters\(\)",
@@ -57,7 +55,11 @@ SEMGCN = Host(
     log="checkpoint/*/log.txt",
     losses=r"^\d\S*\s+\S+\s+(\S+)",
     hook=(
-        Edit("main_gcn.py", r"^import torch$", ("...", IMPORT)),
+        Edit(
+            "main_gcn.py",
+            r"^import torch$",
+            ("...", "from poseaug_plugin import PoseAdapter, PoseAugHook"),
+        ),
         Edit(
             "main_gcn.py",
             r"^    optimizer = torch\.optim\.Adam\(model_pos\.parameters",
