@@ -118,13 +118,7 @@ class PoseAdapter:
                 f"inputs_2d and inputs_3d must be on one device, got {inputs_2d.device} and "
                 f"{inputs_3d.device}"
             )
-        if camera is not None:
-            size = inputs_3d.shape[0]
-            is_array = isinstance(camera, (Tensor, np.ndarray))
-            got = tuple(camera.shape) if is_array else type(camera).__name__
-            if got not in ((9,), (size, 9)):
-                return f"camera must be ({size}, 9) or (9,) intrinsics, got {got}"
-        return ""
+        return camera_problem(camera, inputs_3d.shape[0])
 
     def decode(
         self,
@@ -137,9 +131,9 @@ class PoseAdapter:
         keypoints, joints = (
             (x if x.dim() == 4 else x.unsqueeze(1)).detach().float() for x in (inputs_2d, inputs_3d)
         )
-        intrinsics = self._intrinsics(camera, joints)
+        intrinsics = batch_intrinsics(camera, joints)
         joints = joints * self.metres_per_unit
-        placed = torch.ones(joints.shape[0], dtype=torch.bool, device=joints.device)
+        placed = None
         if self.root == "trajectory":
             trajectory = joints[..., skeleton.root : skeleton.root + 1, :]
             joints = (
@@ -150,16 +144,7 @@ class PoseAdapter:
             solved = solve_root(keypoints, root_relative(joints, skeleton), intrinsics)
             joints = root_relative(joints, skeleton) + solved.root.unsqueeze(-2)
             placed = solved.found.all(-1)
-        usable = placed & _usable(joints, keypoints, intrinsics)
-        keep = usable[:, None, None, None]
-        stand_in = torch.zeros_like(joints[:1])
-        stand_in[..., 2] = _STAND_IN_DEPTH
-        return CanonicalBatch(
-            torch.where(keep, joints, stand_in),
-            torch.where(keep, keypoints, 0.0),
-            torch.where(usable[:, None], intrinsics, _default_intrinsics(joints.device)),
-            usable,
-        )
+        return canonical_batch(joints, keypoints, intrinsics, placed)
 
     def encode(
         self, joints: Tensor, keypoints: Tensor, like: HostPoses, skeleton: Skeleton
@@ -183,16 +168,30 @@ class PoseAdapter:
         joints = prediction.float().reshape(batch, -1, skeleton.num_joints, 3)
         return joints * self.metres_per_unit
 
-    def _intrinsics(self, camera: Any, joints: Tensor) -> Tensor:  # noqa: ANN401
-        if camera is None:
-            _warn_of_assumed_camera()
-            camera = _default_intrinsics(joints.device)
-        camera = torch.as_tensor(camera).to(joints.device, torch.float32)
-        return camera.expand(joints.shape[0], 9)
+
+def camera_problem(camera: Any, batch_size: int) -> str:  # noqa: ANN401
+    """What is wrong with (B, 9) or (9,) intrinsics, in words, or an empty string; None is fine."""
+    if camera is None:
+        return ""
+    is_array = isinstance(camera, (Tensor, np.ndarray))
+    got = tuple(camera.shape) if is_array else type(camera).__name__
+    if got in ((9,), (batch_size, 9)):
+        return ""
+    return f"camera must be ({batch_size}, 9) or (9,) intrinsics, got {got}"
+
+
+def batch_intrinsics(camera: Any, joints: Tensor) -> Tensor:  # noqa: ANN401
+    """(B, 9) intrinsics beside the joints; `DEFAULT_INTRINSICS` for None, with one warning."""
+    if camera is None:
+        _warn_of_assumed_camera()
+        camera = default_intrinsics(joints.device)
+    camera = torch.as_tensor(camera).to(joints.device, torch.float32)
+    return camera.expand(joints.shape[0], 9)
 
 
 @cache
-def _default_intrinsics(device: torch.device) -> Tensor:
+def default_intrinsics(device: torch.device) -> Tensor:
+    """(9,) `DEFAULT_INTRINSICS` on a device; made once."""
     with torch.inference_mode(False):
         return torch.tensor(DEFAULT_INTRINSICS, device=device)
 
@@ -208,7 +207,27 @@ def _warn_of_assumed_camera() -> None:
     )
 
 
-def _usable(joints: Tensor, keypoints: Tensor, intrinsics: Tensor) -> Tensor:
-    finite = joints.isfinite().flatten(1).all(1) & keypoints.isfinite().flatten(1).all(1)
-    in_front = (joints[..., 2] > Z_NEAR).flatten(1).all(1)
-    return finite & in_front & intrinsics.isfinite().all(1)
+def canonical_batch(
+    joints: Tensor, keypoints: Tensor, intrinsics: Tensor, placed: Tensor | None = None
+) -> CanonicalBatch:
+    """A `CanonicalBatch` in which samples that cannot be augmented are marked and made harmless.
+
+    Args:
+        joints: (B, T, J, 3) camera-space metres, absolute.
+        keypoints: (B, T, J, 2) normalised screen coordinates.
+        intrinsics: (B, 9).
+        placed: (B,) bool: the root's position is known; everywhere by default.
+    """
+    usable = joints.isfinite().flatten(1).all(1) & keypoints.isfinite().flatten(1).all(1)
+    usable = usable & (joints[..., 2] > Z_NEAR).flatten(1).all(1) & intrinsics.isfinite().all(1)
+    if placed is not None:
+        usable = usable & placed
+    keep = usable[:, None, None, None]
+    stand_in = torch.zeros_like(joints[:1])
+    stand_in[..., 2] = _STAND_IN_DEPTH
+    return CanonicalBatch(
+        torch.where(keep, joints, stand_in),
+        torch.where(keep, keypoints, 0.0),
+        torch.where(usable[:, None], intrinsics, default_intrinsics(joints.device)),
+        usable,
+    )
