@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,13 @@ from typing import Any, NamedTuple
 PROJECT = Path(__file__).resolve().parents[2]
 CHECKOUTS = os.environ.get("POSEAUG_HOSTS", "")
 DATA = Path(os.environ.get("POSEAUG_HOST_DATA", PROJECT.parent / "shared" / "data"))
+
+
+def link_data(source: Path, folder: Path) -> None:
+    """The host reads Human3.6M's ``data_*.npz`` as they are, in its ``data/``."""
+    for file in source.glob("data_*.npz"):
+        (folder / "data" / file.name).unlink(missing_ok=True)
+        (folder / "data" / file.name).symlink_to(file.resolve())
 
 
 class HostMovedError(AssertionError):
@@ -80,29 +88,39 @@ class Host:
 
     Args:
         name: Name of the checkout's folder in POSEAUG_HOSTS.
+        page: Name of its page in docs/hosts.
         script: What is run.
-        data: Folder in POSEAUG_HOST_DATA whose files the host's ``data/`` gets.
+        data: Folder in POSEAUG_HOST_DATA.
         arguments: Of the script, for two short epochs.
-        evaluate: Of the script, to load ``checkpoint`` and evaluate.
+        evaluate: Of the script, to load ``{checkpoint}``, a file in ``checkpoint/``, and evaluate.
+        evaluated: What it prints then, a regular expression.
         checkpoint: Glob of what the training leaves.
         losses: Regular expression of a training loss, one match per epoch.
-        log: Glob of the file that has them; the printed text by default.
         hook: The documented lines.
+        adapter: File in examples/adapters that the user copies beside the script.
+        prepare_data: Fills ``data/`` of a scratch copy (second) from ``data`` (first).
+        log: Glob of the file that has the losses; the printed text by default.
         runs_at_all: What the host needs on a machine without CUDA and with today's Python.
         needs: Modules that the host imports.
+        timeout: Seconds that one run may take.
     """
 
     name: str
+    page: str
     script: str
     data: str
     arguments: tuple[str, ...]
     evaluate: tuple[str, ...]
+    evaluated: str
     checkpoint: str
     losses: str
     hook: tuple[Edit, ...]
+    adapter: str = ""
+    prepare_data: Callable[[Path, Path], None] = link_data
     log: str = ""
     runs_at_all: tuple[Edit, ...] = ()
     needs: tuple[str, ...] = ()
+    timeout: float = 900.0
 
 
 class Trained(NamedTuple):
@@ -118,9 +136,10 @@ def prepare(host: Host, folder: Path, hooked: bool) -> Path:
     """A scratch copy of the checkout with data, able to run, perhaps with the documented lines."""
     shutil.copytree(Path(CHECKOUTS) / host.name, folder, ignore=shutil.ignore_patterns(".git"))
     (folder / "data").mkdir(exist_ok=True)
-    for file in (DATA / host.data).glob("data_*.npz"):
-        (folder / "data" / file.name).unlink(missing_ok=True)
-        (folder / "data" / file.name).symlink_to(file.resolve())
+    (folder / "checkpoint").mkdir(exist_ok=True)
+    host.prepare_data(DATA / host.data, folder)
+    if host.adapter:
+        shutil.copy(PROJECT / "examples" / "adapters" / host.adapter, folder)
     for edit in host.runs_at_all + (host.hook if hooked else ()):
         edit.apply(folder, host.name)
     return folder
@@ -130,14 +149,24 @@ def run(host: Host, folder: Path, arguments: tuple[str, ...], mode: str = "activ
     """Run the host's script in its folder and return what it printed.
 
     Raises:
-        HostRunError: It failed.
+        HostRunError: It failed, or took too long.
     """
     command = [
         *(sys.executable, str(Path(__file__).parent / "run_script.py")),
         *(str(folder / "report.json"), mode, host.script, *arguments),
     ]
     environment = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=host.timeout,
+        )
+    except subprocess.TimeoutExpired as problem:
+        raise HostRunError(f"{host.name} took more than {host.timeout:.0f} s") from problem
     if done.returncode:
         raise HostRunError(f"{host.name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     return done.stdout
