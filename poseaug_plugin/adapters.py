@@ -203,7 +203,7 @@ def _warn_of_assumed_camera() -> None:
         f"({DEFAULT_INTRINSICS[0]} in normalised units), centred, no distortion. Pass the batch's "
         "(B, 9) intrinsics as third argument where you have them.",
         PoseAugWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
 
 

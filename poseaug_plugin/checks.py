@@ -8,24 +8,36 @@ import torch
 from torch import Tensor
 
 from .adapters import Adapter
-from .bones import average_bone_lengths, bone_lengths, joints_to_bones, per_bone
+from .anatomy import asymmetry, detour, knees_forward_share, length_variation
+from .bones import bone_lengths, joints_to_bones
 from .camera import project_points
 from .errors import PoseAugError
 from .skeleton import SKELETONS, Skeleton
 
 _ASYMMETRIC = 0.12
+# People differ in a bone's length by less; joints that no bone connects, by more.
+_VARIABLE = 0.35
+_TO_AND_FRO = 1.2  # Human3.6M's own joints come to 1.1
+_MIRRORED = 0.2
+_TOUCHING = 0.01  # normalised units: nearer 2D and projected 3D need no word about the camera
 
 
 class BatchReport(NamedTuple):
     """What `check_batch` found; ``str(report)`` is meant to be read."""
 
     problems: tuple[str, ...]
+    camera_is_assumed: bool  # none was given
     usable_share: float  # samples that are finite and in front of the camera
     root_depth: float  # median, metres
     body_size: float  # median sum of bone lengths, metres
     asymmetry: float  # median |left - right| / mean length of paired bones
+    length_variation: float  # of the most variable bone: standard deviation / mean over the batch
+    detour: float  # bones together / shortest tree through the joints; 1 is a body
+    knees_forward_share: float  # of bent knees
     in_frame_share: float  # of 2D keypoints within [-1, 1]
     reprojection_error: float  # median distance of 2D and projected 3D, normalised units
+    focal_length: float  # in use, normalised units
+    fitting_focal_length: float  # with which 3D would project onto 2D best
 
     @property
     def ok(self) -> bool:
@@ -33,11 +45,16 @@ class BatchReport(NamedTuple):
         return not self.problems
 
     def __str__(self) -> str:
+        assumed = " (assumed)" if self.camera_is_assumed else ""
+        pixels = 500 * self.reprojection_error
         figures = (
-            f"usable samples {self.usable_share:.0%}, root depth {self.root_depth:.2f} m, bones "
-            f"{self.body_size:.2f} m together, left/right difference {self.asymmetry:.1%}, "
+            f"usable samples {self.usable_share:.0%}, root depth {self.root_depth:.2f} m\n"
+            f"bones {self.body_size:.2f} m together, left/right difference {self.asymmetry:.1%}, "
+            f"most variable bone {self.length_variation:.0%}, detour {self.detour:.2f}, "
+            f"knees bend forward {self.knees_forward_share:.0%}\n"
             f"keypoints in frame {self.in_frame_share:.0%}, reprojection error "
-            f"{self.reprojection_error:.4f} ({500 * self.reprojection_error:.1f} px at width 1000)"
+            f"{self.reprojection_error:.4f} ({pixels:.1f} px at width 1000), focal length "
+            f"{self.focal_length:.2f}{assumed}, 2D and 3D fit {self.fitting_focal_length:.2f}"
         )
         verdict = "ok" if self.ok else "\n".join(f"- {p}" for p in self.problems)
         return f"{figures}\n{verdict}"
@@ -72,7 +89,7 @@ def infer_skeleton(
         if problem:
             raise PoseAugError(f"PoseAugHook.augment: {problem}.")
         batch = adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
-        found.append((_asymmetry(batch.joints[batch.usable], skeleton), skeleton))
+        found.append((asymmetry(batch.joints[batch.usable], skeleton), skeleton))
     found.sort(key=lambda pair: pair[0])
     (best, skeleton), (second, _) = found[:2]
     if best < _ASYMMETRIC and second > 2 * best:
@@ -99,22 +116,30 @@ def check_batch(
     usable = batch.usable
     joints, keypoints = batch.joints[usable], batch.keypoints[usable]
     if not usable.any():
-        return BatchReport(
-            (
+        blank = BatchReport((), camera is None, 0.0, *[torch.nan] * (len(BatchReport._fields) - 3))
+        return blank._replace(
+            problems=(
                 "no sample is finite and in front of the camera: 3D must be in camera space, "
                 "z forward, with the root's position where the adapter expects it",
-            ),
-            *[0.0] + [torch.nan] * 5,
+            )
         )
-    projected = project_points(joints, batch.intrinsics[usable])
+    intrinsics = batch.intrinsics[usable]
+    projected = project_points(joints, intrinsics)
+    bones = bone_lengths(joints_to_bones(joints, skeleton))
     report = BatchReport(
         (),
+        camera is None,
         usable.float().mean().item(),
         joints[:, :, skeleton.root, 2].median().item(),
-        bone_lengths(joints_to_bones(joints, skeleton)).sum(-1).median().item(),
-        _asymmetry(joints, skeleton),
+        bones.sum(-1).median().item(),
+        asymmetry(joints, skeleton),
+        length_variation(joints, skeleton),
+        detour(joints, skeleton),
+        knees_forward_share(joints, skeleton),
         (keypoints.abs() <= 1).all(-1).float().mean().item(),
         (projected - keypoints).norm(dim=-1).median().item(),
+        intrinsics[:, :2].mean().item(),
+        _fitting_focal_length(joints, keypoints, intrinsics),
     )
     return report._replace(problems=tuple(_problems(report, skeleton)))
 
@@ -136,15 +161,27 @@ def _problems(report: BatchReport, skeleton: Skeleton) -> list[str]:
             f"bones are {report.body_size:.2f} m long together, a person's are 3 to 6: wrong unit, "
             "or normalised poses"
         )
-    if report.asymmetry > _ASYMMETRIC:
+    disorder = _disorder(report)
+    if disorder:
         problems.append(
-            f"left and right bones differ by {report.asymmetry:.0%}: is the joint order that of "
-            f"{skeleton.name!r} ({', '.join(skeleton.joints)})?"
+            f"{disorder}: is the joint order that of {skeleton.name!r} "
+            f"({', '.join(skeleton.joints)})?"
+        )
+    elif report.knees_forward_share < _MIRRORED:
+        problems.append(
+            f"only {report.knees_forward_share:.0%} of the bent knees bend forward: left and right "
+            "joints are swapped, or 3D poses mirrored without swapping them"
         )
     if report.in_frame_share < 0.5:
         problems.append(
             f"only {report.in_frame_share:.0%} of the keypoints lie in [-1, 1]: are they pixels? "
             "Normalise them with normalize_screen_coordinates(pixels, width, height)"
+        )
+    elif report.camera_is_assumed and report.reprojection_error > _TOUCHING:
+        problems.append(
+            f"no camera was given, so a focal length of {report.focal_length:.2f} is assumed, but "
+            f"2D and 3D fit {report.fitting_focal_length:.2f} (3D projects "
+            f"{report.reprojection_error:.3f} away from 2D): pass the batch's (B, 9) intrinsics"
         )
     elif report.reprojection_error > 0.05:
         problems.append(
@@ -156,10 +193,22 @@ def _problems(report: BatchReport, skeleton: Skeleton) -> list[str]:
     return problems
 
 
-def _asymmetry(joints: Tensor, skeleton: Skeleton) -> float:
-    """Median over samples of the mean |length - mean of left and right| / that mean, times 2."""
-    if not joints.shape[0]:
-        return float("inf")
-    lengths = bone_lengths(joints_to_bones(joints, skeleton))
-    mean = per_bone(average_bone_lengths(joints, skeleton), skeleton)
-    return (2 * (lengths - mean).abs() / mean).mean(-1).median().item()
+def _disorder(report: BatchReport) -> str:
+    """What speaks against the joint order, in words; empty where nothing does."""
+    if report.asymmetry > _ASYMMETRIC:
+        return f"left and right bones differ by {report.asymmetry:.0%}"
+    if report.length_variation > _VARIABLE:
+        return f"a bone's length varies by {report.length_variation:.0%} over the batch"
+    if report.detour > _TO_AND_FRO:
+        return (
+            f"bones are {report.detour:.2f} times as long as the shortest tree through the joints"
+        )
+    return ""
+
+
+def _fitting_focal_length(joints: Tensor, keypoints: Tensor, intrinsics: Tensor) -> float:
+    """Median over samples of the focal length that least squares finds, lens left out."""
+    rays = joints[..., :2] / joints[..., 2:]
+    offsets = keypoints - intrinsics[:, None, None, 2:4]
+    fits = (offsets * rays).sum((1, 2, 3)) / rays.square().sum((1, 2, 3)).clamp(min=1e-12)
+    return fits.median().item()

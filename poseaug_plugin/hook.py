@@ -6,8 +6,9 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
@@ -41,6 +42,14 @@ class _Pending(NamedTuple):
     augmented: Augmented
     returned: HostPoses
     clean: HostPoses  # the host's own rows that were augmented
+
+
+class HostBatch(NamedTuple):
+    """An augmented batch with its cameras."""
+
+    inputs_2d: Tensor
+    inputs_3d: Tensor
+    camera: Any
 
 
 class PoseAugHook:
@@ -128,12 +137,34 @@ class PoseAugHook:
 
     # -- the user's loop -------------------------------------------------------------------------
 
+    @overload
     def augment(
         self,
         inputs_2d: Tensor,
         inputs_3d: Tensor,
         camera: Any = None,  # noqa: ANN401
-    ) -> HostPoses:
+        *,
+        return_camera: Literal[False] = False,
+    ) -> HostPoses: ...
+
+    @overload
+    def augment(
+        self,
+        inputs_2d: Tensor,
+        inputs_3d: Tensor,
+        camera: Any = None,  # noqa: ANN401
+        *,
+        return_camera: Literal[True],
+    ) -> HostBatch: ...
+
+    def augment(
+        self,
+        inputs_2d: Tensor,
+        inputs_3d: Tensor,
+        camera: Any = None,
+        *,
+        return_camera: bool = False,
+    ) -> HostPoses | HostBatch:
         """Augment a batch; call it before the root's trajectory is thrown away.
 
         Args:
@@ -141,6 +172,8 @@ class PoseAugHook:
             inputs_3d: (B, T, J, 3) or (B, J, 3) camera space, in the adapter's root convention and
                 unit (VideoPose3D: metres, root-relative, the trajectory in the root joint).
             camera: (B, 9) or (9,) intrinsics, tensor or array.
+            return_camera: Return the cameras that belong to the batch as a third, for a loop that
+                uses them afterwards: those given, and with ``mix="append"`` twice as many.
 
         Returns:
             ``inputs_2d, inputs_3d`` with the same dtypes, devices and conventions (and shapes,
@@ -151,6 +184,13 @@ class PoseAugHook:
         Raises:
             PoseAugError: Wrong shapes, dtypes or devices; nothing has changed then.
         """
+        returned = self._augmented(inputs_2d, inputs_3d, camera)
+        if not return_camera:
+            return returned
+        is_longer = returned.inputs_3d.shape[0] > inputs_3d.shape[0]
+        return HostBatch(*returned, _twice(camera) if is_longer else camera)
+
+    def _augmented(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> HostPoses:  # noqa: ANN401
         if not self.enabled:
             return HostPoses(inputs_2d, inputs_3d)
         if torch.is_inference_mode_enabled():
@@ -335,7 +375,7 @@ class PoseAugHook:
                 f"PoseAugHook: took skeleton={skeleton.name!r} for poses with {count} joints; pass "
                 "it to be sure and to silence this.",
                 PoseAugWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
             trainer = self._make_trainer(skeleton, device)
             self.skeleton, self._trainer = skeleton, trainer
@@ -358,7 +398,7 @@ class PoseAugHook:
     def _warn(self, key: str, message: str) -> None:
         if key not in self._warned:
             self._warned.add(key)
-            warnings.warn(f"PoseAugHook: {message}", PoseAugWarning, stacklevel=4)
+            warnings.warn(f"PoseAugHook: {message}", PoseAugWarning, stacklevel=5)
 
     def _warn_of_blindness(self, prediction: Tensor | None) -> None:
         what = "the estimator was not seen to take the augmented batch"
@@ -430,6 +470,13 @@ def _put(original: Tensor, made: Tensor, clean: Tensor, augmented: Augmented, mi
     if mix == "append":
         return torch.cat([original, rows])
     return original.index_copy(0, augmented.rows, rows).contiguous()
+
+
+def _twice(camera: Any) -> Any:  # noqa: ANN401
+    """(B, .) cameras for a batch and its appended copy; what is shared stays as it is."""
+    if getattr(camera, "ndim", 0) != 2:
+        return camera
+    return torch.cat([camera] * 2) if isinstance(camera, Tensor) else np.concatenate([camera] * 2)
 
 
 def _full_precision(device: torch.device) -> torch.autocast:

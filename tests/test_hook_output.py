@@ -47,7 +47,7 @@ from poseaug_plugin import (
     root_relative,
     solve_root,
 )
-from poseaug_plugin.adapters import _warn_of_assumed_camera
+from poseaug_plugin.adapters import DEFAULT_INTRINSICS, _warn_of_assumed_camera
 from poseaug_plugin.bones import bone_lengths, joints_to_bones
 from poseaug_plugin.camera import Z_NEAR
 
@@ -817,6 +817,7 @@ def complaint(kind: str) -> tuple[str, ...]:
         "joint order": lambda: report_of(inputs_2d[:, :, order], inputs_3d[:, :, order], camera),
         "missing root": lambda: report_of(inputs_2d, relative, camera),
         "absolute": lambda: report_of(inputs_2d, absolute, camera),
+        "missing camera": lambda: report_of(inputs_2d * 1.5 / 2.29, inputs_3d, None),
         "another camera": lambda: report_of(inputs_2d, inputs_3d, camera * 1.5),
         "upside down": lambda: report_of(upside_down, inputs_3d, camera),
         "z-scored": lambda: report_of(inputs_2d, inputs_3d * 0.1, camera),
@@ -834,6 +835,7 @@ def complaint(kind: str) -> tuple[str, ...]:
         ("joint order", "is the joint order that of 'h36m_16' (hip, right_hip, "),
         ("missing root", "with the root's position where the adapter expects it"),
         ("absolute", "(root='trajectory', 'absolute' or 'zeroed')"),
+        ("missing camera", "no camera was given, so a focal length of 2.29 is assumed, but"),
         ("another camera", "wrong camera for the sample"),
         ("upside down", "3D poses project"),
         ("z-scored", "wrong unit, or normalised poses"),
@@ -842,6 +844,22 @@ def complaint(kind: str) -> tuple[str, ...]:
 )
 def test_check_batch_says_what_looks_wrong(kind: str, words: str) -> None:
     assert words in "\n".join(complaint(kind))
+
+
+@pytest.mark.filterwarnings("ignore::poseaug_plugin.PoseAugWarning")
+def test_missing_camera_is_told_with_the_focal_length_that_fits() -> None:
+    _, inputs_3d, inputs_2d = make_batch(64)
+    fitting = report_of(inputs_2d * 1.5 / 2.29, inputs_3d, None).fitting_focal_length
+    assert fitting == pytest.approx(1.5, abs=0.05)
+
+
+def test_assumed_camera_that_fits_is_no_problem() -> None:
+    batch = absolute_batch(64)
+    lens = torch.tensor(DEFAULT_INTRINSICS)
+    keypoints = project_points(batch.inputs_3d, lens.expand(64, 9))
+    report = report_of(keypoints, with_trajectory(batch.inputs_3d), None)
+    assert report.ok
+    assert "focal length 2.29 (assumed)" in str(report)
 
 
 def test_check_batch_changes_nothing() -> None:
@@ -981,3 +999,32 @@ def test_tensors_do_not_pile_up() -> None:
     before = living()
     train(hook, estimator, optimizer, batches * 50)
     assert living() <= before
+
+
+# -- cameras that come back ------------------------------------------------------------------------
+
+
+def test_cameras_come_back_with_the_batch() -> None:
+    batch = make_batch()
+    hook = make_hook(make_lifter())
+    *poses, camera = hook.augment(
+        batch.inputs_2d, batch.inputs_3d, batch.camera, return_camera=True
+    )
+    assert camera is batch.camera
+    projected = project_points(without_trajectory(poses[1]), camera)
+    assert torch.allclose(projected, poses[0], atol=1e-4)
+    with hook.paused():
+        assert hook.augment(*poses, camera, return_camera=True).camera is camera
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_appended_batch_has_twice_the_cameras(as_array: bool) -> None:
+    batch = make_batch()
+    camera = batch.camera.numpy() if as_array else batch.camera
+    hook = make_hook(make_lifter(), mix="append")
+    made = hook.augment(batch.inputs_2d, batch.inputs_3d, camera, return_camera=True)
+    assert type(made.camera) is type(camera)
+    projected = project_points(without_trajectory(made.inputs_3d), torch.as_tensor(made.camera))
+    assert torch.allclose(projected, made.inputs_2d, atol=1e-4)
+    shared = hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera[0], return_camera=True)
+    assert shared.camera.shape == (9,)

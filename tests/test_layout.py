@@ -24,7 +24,7 @@ ROWS = (
     ("errors",),
     ("skeleton",),
     ("bones", "rigid", "camera", "grouped", "curriculum", "pool"),
-    ("augmentation", "losses", "metrics"),
+    ("augmentation", "losses", "metrics", "anatomy"),
     ("policy", "discriminators", "hardness"),
     ("adapters", "isolation", "observation", "attachment", "guarded", "diagnostics", "config"),
     ("objectives", "checks", "checkpoint"),
