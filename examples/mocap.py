@@ -24,8 +24,8 @@ TRAIN_SUBJECTS = ("S1", "S5", "S6", "S7", "S8")
 TEST_SUBJECTS = ("S9", "S11")
 
 # Human3.6M records 32 joints; the others repeat these or are ends of feet and hands.
-_H36M_USED = (0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27)
-_NOSE = 9  # of the 17 joints, the one that the 16-joint skeleton lacks
+H36M_USED = (0, 1, 2, 3, 6, 7, 8, 12, 13, 14, 15, 17, 18, 19, 25, 26, 27)
+NOSE = 9  # of the 17 joints, the one that the 16-joint skeleton lacks
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +60,11 @@ class Pairs(NamedTuple):
 def to_screen(pixels: Array, width: int, height: int) -> Array:
     """Pixels (..., 2) to the normalised screen: x in [-1, 1], y in [-height, height] / width."""
     return pixels / width * 2 - np.array([1, height / width])
+
+
+def to_pixels(screen: Array, width: int, height: int) -> Array:
+    """The normalised screen (..., 2) to pixels: `to_screen` undone."""
+    return (screen + np.array([1, height / width])) * width / 2
 
 
 def world_to_camera(points: Array, camera: Camera) -> Array:
@@ -109,7 +114,7 @@ def pairs(
     clips = {f"{s}/{name}": clip[::every] for s in chosen for name, clip in motion[s].items()}
     world = np.concatenate(list(clips.values())) + np.array([*shift, 0.0])
     if joints == 16:
-        world = np.delete(world, _NOSE, axis=1)
+        world = np.delete(world, NOSE, axis=1)
     seen = [world_to_camera(world, camera) for camera in cameras]
     screen = [project(p, c.intrinsics) for p, c in zip(seen, cameras, strict=True)]
     names = np.repeat(list(clips), [len(clip) for clip in clips.values()])
@@ -134,10 +139,10 @@ def read_motion(path: str | Path) -> Motion:
 def read_h36m(path: str | Path) -> Motion:
     """Read VideoPose3D's data_3d_h36m.npz: subject -> action -> world joints (T, 17, 3)."""
     motion = read_motion(path)
-    return {s: {name: clip[:, _H36M_USED] for name, clip in motion[s].items()} for s in motion}
+    return {s: {name: clip[:, H36M_USED] for name, clip in motion[s].items()} for s in motion}
 
 
-def _lens(focal: Numbers, centre: Numbers, distortion: Numbers, w: int, h: int) -> Array:
+def lens_from_pixels(focal: Numbers, centre: Numbers, distortion: Numbers, w: int, h: int) -> Array:
     """Intrinsics (9,) from focal length (2) and principal point (2) in pixels, distortion (5)."""
     return np.concatenate([np.array(focal) / w * 2, to_screen(np.array(centre), w, h), distortion])
 
@@ -150,7 +155,7 @@ def read_cameras(path: str | Path) -> Rigs:
         for c in content[domain]:
             size = c["res_w"], c["res_h"]
             distortion = c["radial_distortion"] + c["tangential_distortion"]
-            lens = _lens(c["focal_length"], c["center"], distortion, *size)
+            lens = lens_from_pixels(c["focal_length"], c["center"], distortion, *size)
             place = np.array(c["orientation"]), np.array(c["translation"])
             group = domain if domain == "source" else c["id"].split("_")[0]
             rig.append(Camera(*place, lens, *size, group))
@@ -187,7 +192,7 @@ def demo_cameras() -> Rigs:
         group: str, azimuth: float, distance: float, height: float, roll: float, focal: float
     ) -> Camera:
         size, distortion = (1000, _DISTORTION) if group == "source" else (2048, (0.0,) * 5)
-        lens = _lens((focal, focal), (size * 0.51, size * 0.505), distortion, size, size)
+        lens = lens_from_pixels((focal, focal), (size * 0.51, size * 0.505), distortion, size, size)
         x, y = distance * np.cos(np.radians(azimuth)), distance * np.sin(np.radians(azimuth))
         # A turn about z, one about x from the zenith down to the hips, and the roll: R_z R_x R_z.
         tip = np.arctan2(_AIM - height, distance) / 2 - np.pi / 4
