@@ -9,13 +9,14 @@ from .augmentation import AugmentationParameters, AugmentedPoses, apply_augmenta
 from .camera import in_view, normalize_screen_coordinates, project_points, solve_root
 from .config import PRESETS, PoseAugConfig
 from .curriculum import Ramp
-from .discriminators import KeypointDiscriminator, PartKCSDiscriminator
+from .discriminators import KeypointDiscriminator, MotionDiscriminator, PartKCSDiscriminator
 from .errors import PoseAugError, PoseAugWarning
 from .hardness import HardnessPredictor
 from .hook import PoseAugHook
 from .policy import AugmentationPolicy, RandomPolicy, Spread
 from .rigid import root_relative
 from .skeleton import COCO_17, H36M_16, H36M_17, MPI_INF_3DHP_17, SKELETONS, SMPL_24, Skeleton
+from .source import PoseSource
 
 __version__ = "0.1.0"
 
@@ -35,12 +36,14 @@ __all__ = [
     "HardnessPredictor",
     "HostPoses",
     "KeypointDiscriminator",
+    "MotionDiscriminator",
     "PartKCSDiscriminator",
     "PoseAdapter",
     "PoseAugConfig",
     "PoseAugError",
     "PoseAugHook",
     "PoseAugWarning",
+    "PoseSource",
     "Ramp",
     "RandomPolicy",
     "Skeleton",

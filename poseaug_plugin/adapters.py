@@ -30,7 +30,7 @@ _STAND_IN_DEPTH = 5.0
 class CanonicalBatch(NamedTuple):
     """A batch in canonical form; unusable samples hold a harmless stand-in."""
 
-    joints: Tensor  # (B, T, J, 3) float32
+    joints: Tensor  # (B, T, J, 3) float32; or (B, 1, J, 3), where 3D of one frame alone is known
     keypoints: Tensor  # (B, T, J, 2) float32
     intrinsics: Tensor  # (B, 9) float32
     usable: Tensor  # (B,) bool: finite and in front of the camera
@@ -77,6 +77,9 @@ Root = Literal["trajectory", "absolute", "zeroed"]
 class PoseAdapter:
     """(B, T, J, 2) or (B, J, 2) normalised 2D with (B, T, J, 3) or (B, J, 3) camera-space 3D.
 
+    The 3D may be of one frame, the one that is lifted, when the 2D is of several; a `PoseSource`
+    then supplies the windows.
+
     Args:
         root: Where the root's position is. ``"trajectory"``: in the root joint, the other joints
             root-relative, as VideoPose3D's loader has it. ``"absolute"``: every joint absolute.
@@ -108,7 +111,10 @@ class PoseAdapter:
                     f"{name} must be (batch, frames, {num_joints}, {channels}) or "
                     f"(batch, {num_joints}, {channels}), got {tuple(tensor.shape)}"
                 )
-        if inputs_2d.shape[:-1] != inputs_3d.shape[:-1]:
+        is_one_of_many = inputs_2d.dim() == inputs_3d.dim() == 4 and inputs_3d.shape[1] == 1
+        if inputs_2d.shape[0] != inputs_3d.shape[0] or (
+            inputs_2d.shape[1:-1] != inputs_3d.shape[1:-1] and not is_one_of_many
+        ):
             return (
                 "inputs_2d and inputs_3d must have the same batch and frames, got "
                 f"{tuple(inputs_2d.shape)} and {tuple(inputs_3d.shape)}"
@@ -117,6 +123,11 @@ class PoseAdapter:
             return (
                 f"inputs_2d and inputs_3d must be on one device, got {inputs_2d.device} and "
                 f"{inputs_3d.device}"
+            )
+        if is_one_of_many and inputs_2d.shape[1] > 1 and self.root == "zeroed":
+            return (
+                f"inputs_3d must have all {inputs_2d.shape[1]} frames of inputs_2d for "
+                "root='zeroed', since the root is solved from both, got 1"
             )
         return camera_problem(camera, inputs_3d.shape[0])
 

@@ -45,6 +45,7 @@ class PoseAugConfig:
         warmup: Share of the training without feedback.
         weight_3d: Weight of the 3D critic in the policy's loss.
         weight_2d: Weight of the 2D critic.
+        weight_motion: Weight of the motion critic, which judges windows of three frames or more.
         both_sided: Report the adversarial loss with the real half (released; same gradient).
         kcs: Part-aware (``"parts"``) or ``"whole"``-body KCS critic.
         critic_interval: Critics learn at every n-th update.
@@ -93,6 +94,7 @@ class PoseAugConfig:
     warmup: float = 0.0
     weight_3d: float = 0.3
     weight_2d: float = 0.1
+    weight_motion: float = 0.1
     both_sided: bool = False
     kcs: Literal["parts", "whole"] = "parts"
     critic_interval: int = 2
@@ -164,6 +166,7 @@ RELEASED = PoseAugConfig(
     warmup=0.04,
     weight_3d=6.0,
     weight_2d=1.0,
+    weight_motion=0.0,
     both_sided=True,
     range_penalty="released",
     entropy_weight=0.0,
@@ -187,6 +190,7 @@ PAPER = PoseAugConfig(
     warmup=0.04,
     weight_3d=1.0,
     weight_2d=1.0,
+    weight_motion=0.0,
     range_penalty="paper",
     range_weight=1.0,
     entropy_weight=0.0,

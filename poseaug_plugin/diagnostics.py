@@ -24,6 +24,7 @@ class Diagnostics(NamedTuple):
     predictor_r_squared: float  # of the log error; 1 is perfect, 0 is no better than its mean
     accuracy_3d: float  # of the 3D critic, 0 to 1; 0.5 is a draw
     accuracy_2d: float  # of the 2D critic
+    accuracy_motion: float  # of the critic of windows
     kept_share: float  # augmented poses that were valid, 0 to 1
     angle_change: float  # degrees by which a bone was turned
     length_change: float  # mean |bone length ratio|
@@ -32,7 +33,7 @@ class Diagnostics(NamedTuple):
     skipped_steps: int  # updates of any of the hook's networks left out
 
 
-_MEANS = Diagnostics._fields[1:9]
+_MEANS = Diagnostics._fields[1:10]
 _FORGET = 0.02
 _SETTLED = 100  # updates before a running mean is worth a warning
 

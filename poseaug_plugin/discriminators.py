@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .bones import bone_directions, joints_to_bones, kinematic_chain_space
 from .grouped import GroupedLinear
 from .skeleton import Skeleton, find_skeleton
+from .windows import num_motion_features
 
 
 class PartKCSDiscriminator(nn.Module):
@@ -88,3 +89,23 @@ class KeypointDiscriminator(nn.Module):
         second = activate(self.layer_2(first))
         third = activate(self.layer_3(second) + first)
         return self.score(activate(self.layer_last(self.layer_4(third))))
+
+
+class MotionDiscriminator(nn.Module):
+    """Score of how a window moves: `windows.motion_features`; ours, the paper has single frames.
+
+    Args:
+        skeleton: A `Skeleton` or the name of a preset.
+        width: Hidden width.
+    """
+
+    def __init__(self, skeleton: Skeleton | str, *, width: int = 100) -> None:
+        super().__init__()
+        self.layer_1 = nn.Linear(num_motion_features(find_skeleton(skeleton)), width)
+        self.layer_2 = nn.Linear(width, width)
+        self.score = nn.Linear(width, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Scores (B, 1), near 1 for human; features (B, num_motion_features)."""
+        activate = nn.functional.leaky_relu
+        return self.score(activate(self.layer_2(activate(self.layer_1(features)))))

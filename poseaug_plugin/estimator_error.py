@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .adapters import Adapter, HostPoses
 from .config import PoseAugConfig
 from .errors import PoseAugError
-from .generation import Augmented
+from .generation import Augmented, matching_frames
 from .isolation import isolated_call
 from .losses import estimator_errors
 from .observation import first_tensor
@@ -37,9 +37,7 @@ def observed_error(
         predicted = root_relative(adapter.predicted_joints(prediction, skeleton), skeleton)
     except (RuntimeError, ValueError):
         return None
-    if predicted.shape[1] == 1:
-        middle = target.shape[1] // 2
-        target = target[:, middle : middle + 1]
+    target = matching_frames(target, predicted.shape[1], augmented.target)
     if predicted.shape != target.shape:
         return None
     return estimator_errors(predicted, target, "mpjpe", skeleton)[:, 0]
@@ -51,6 +49,7 @@ class IsolatedError:
     Args:
         estimator: The user's.
         clean: The host's own rows, whose format the poses are put into.
+        augmented: What is asked about.
         adapter: Does that.
         skeleton: The tree.
         config: ``error`` and ``estimator_mode`` of it.
@@ -61,12 +60,14 @@ class IsolatedError:
         self,
         estimator: nn.Module,
         clean: HostPoses,
+        augmented: Augmented,
         adapter: Adapter,
         skeleton: Skeleton,
         config: PoseAugConfig,
         generator: torch.Generator,
     ) -> None:
         self.estimator, self.clean, self.adapter = estimator, clean, adapter
+        self.frames, self.target = augmented.joints.shape[1], augmented.target
         self.skeleton, self.config, self.generator = skeleton, config, generator
 
     def __call__(self, keypoints: Tensor, joints: Tensor) -> Tensor:
@@ -75,6 +76,7 @@ class IsolatedError:
         Raises:
             PoseAugError: The estimator returns no tensor.
         """
+        joints = matching_frames(joints, self.frames, self.target)
         inputs = self.adapter.encode(joints, keypoints, self.clean, self.skeleton).inputs_2d
         mode = self.config.estimator_mode
         output = first_tensor(isolated_call(self.estimator, inputs, self.generator, mode))
@@ -83,5 +85,6 @@ class IsolatedError:
         predicted = root_relative(
             self.adapter.predicted_joints(output, self.skeleton), self.skeleton
         )
+        joints = matching_frames(joints, predicted.shape[1], self.target)
         target = root_relative(joints, self.skeleton)
         return estimator_errors(predicted, target, self.config.error, self.skeleton)

@@ -15,18 +15,31 @@ from .hardness import HardnessController, HardnessPredictor, choose_candidate
 from .objectives import Generated
 from .policy import Policy, RawParameters
 from .skeleton import Skeleton
+from .source import PoseWindows
+from .windows import middle_frame
 
 
 class Augmented(NamedTuple):
     """An augmented batch: what gets out, and what the update needs."""
 
-    joints: Tensor  # (N, T, J, 3) whole batch as it gets out, detached
-    keypoints: Tensor  # (N, T, J, 2) likewise
+    joints: Tensor  # (N, T or 1, J, 3) whole batch as it gets out, detached, where 3D is known
+    keypoints: Tensor  # (N, T, J, 2) likewise, all frames
+    target: int  # the frame of the window that ``joints`` is, where it is one of several
     rows: Tensor  # (k,) which samples of the original batch were augmented
     valid: Tensor  # (k,) bool: the augmented pose got out; else the original did
     is_augmented: Tensor  # (N,) bool
     usable: Tensor  # (N,) bool
     generated: Generated
+
+    @property
+    def moved(self) -> Tensor:
+        """(k, T or 1, J, 3) the augmented poses in the frames of ``joints``, attached."""
+        return matching_frames(self.generated.poses.moved, self.joints.shape[1], self.target)
+
+
+def matching_frames(poses: Tensor, frames: int, target: int) -> Tensor:
+    """Of (B, T, ...) the one target frame, where only that is asked for; else all of them."""
+    return poses[:, target : target + 1] if frames == 1 < poses.shape[1] else poses
 
 
 class BatchAugmenter:
@@ -39,6 +52,7 @@ class BatchAugmenter:
         skeleton: The tree.
         config: Options.
         generator: The random stream, on the device of the batches.
+        windows: Where windows to augment come from, if not from the batch.
     """
 
     def __init__(
@@ -49,6 +63,7 @@ class BatchAugmenter:
         skeleton: Skeleton,
         config: PoseAugConfig,
         generator: torch.Generator,
+        windows: PoseWindows | None = None,
     ) -> None:
         self.policy = policy
         self.predictor = predictor
@@ -56,6 +71,7 @@ class BatchAugmenter:
         self.skeleton = skeleton
         self.config = config
         self.generator = generator
+        self.windows = windows
         self.replaces = config.mix == "replace"
 
     def count_of(self, batch_size: int) -> int:
@@ -64,12 +80,17 @@ class BatchAugmenter:
 
     def augment(self, batch: CanonicalBatch) -> Augmented:
         """Replace a share of the batch, or append an augmented copy, as the options say."""
-        size, replaces = batch.joints.shape[0], self.replaces
+        size, frames = batch.keypoints.shape[:2]
+        replaces, target = self.replaces, self.target_frame(frames)
         count = self.count_of(size)
         device = batch.joints.device
         order = torch.rand(size, device=device, generator=self.generator).argsort()
         rows = order[:count] if replaces else torch.arange(size, device=device)
-        generated = self.generate(CanonicalBatch(*(field[rows] for field in batch)))
+        if self.windows is None:
+            poses = CanonicalBatch(*(field[rows] for field in batch))
+        else:
+            poses = self.windows.sample(count, frames, self.generator)
+        generated = self.generate(poses)
         with torch.no_grad():
             valid = batch.usable[rows] & self._valid(
                 generated.poses.moved,
@@ -78,7 +99,8 @@ class BatchAugmenter:
                 generated.intrinsics,
             )
             keep = valid[:, None, None, None]
-            joints = torch.where(keep, generated.poses.moved, batch.joints[rows])
+            moved = matching_frames(generated.poses.moved, batch.joints.shape[1], target)
+            joints = torch.where(keep, moved, batch.joints[rows])
             keypoints = torch.where(keep, generated.keypoints, batch.keypoints[rows])
             if replaces:
                 joints = batch.joints.index_copy(0, rows, joints)
@@ -90,7 +112,13 @@ class BatchAugmenter:
                 keypoints = torch.cat([batch.keypoints, keypoints])
                 is_augmented = torch.cat([torch.zeros_like(valid), valid])
                 usable = batch.usable.repeat(2)
-        return Augmented(joints, keypoints, rows, valid, is_augmented, usable, generated)
+        return Augmented(joints, keypoints, target, rows, valid, is_augmented, usable, generated)
+
+    def target_frame(self, frames: int) -> int:
+        """The frame of a window that stands for it: the one to lift, where it is one."""
+        if self.windows is None:
+            return middle_frame(frames)
+        return self.windows.source.target_frame(frames)
 
     def generate(self, batch: CanonicalBatch) -> Generated:
         """Augment every sample, attached to the policy's graph."""
@@ -136,8 +164,14 @@ class BatchAugmenter:
             for p in (batch.joints, poses.moved)
         )
         weights = batch.usable.to(batch.joints.dtype)
+        size, frames = batch.joints.shape[:2]
+        judged = None
+        if frames > 1:
+            draws = torch.rand(size, device=batch.joints.device, generator=self.generator)
+            judged = (draws * frames).long().clamp(max=frames - 1)
         return Generated(
-            batch.joints, clean_keypoints, parameters, poses, keypoints, batch.intrinsics, weights
+            *(batch.joints, clean_keypoints, parameters, poses, keypoints),
+            *(batch.intrinsics, weights, judged),
         )
 
     def _valid(
@@ -156,7 +190,7 @@ class BatchAugmenter:
         return finite & seen.flatten(1).all(1)
 
     def predict(self, keypoints: Tensor, joints: Tensor) -> Tensor:
-        """Predicted log error (B,) of the middle frame of (B, T, J, 2) and (B, T, J, 3)."""
+        """Predicted log error (B,) for (B, T, J, 2) and (B, T or 1, J, 3)."""
         assert self.predictor is not None
-        middle = joints.shape[1] // 2
-        return self.predictor(keypoints[:, middle], joints[:, middle])
+        target = self.target_frame(keypoints.shape[1])
+        return self.predictor(keypoints, matching_frames(joints, 1, target)[:, 0])

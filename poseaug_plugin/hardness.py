@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from .rigid import root_relative
 from .skeleton import Skeleton, find_skeleton
+from .windows import displacements, middle_frame, num_displacements
 
 
 class HardnessPredictor(nn.Module):
@@ -28,23 +29,29 @@ class HardnessPredictor(nn.Module):
         self.layer_1 = nn.Linear(5 * skeleton.num_joints + 3, width)
         self.layer_2 = nn.Linear(width, width)
         self.output = nn.Linear(width, 1)
+        # Zero, so that it draws no random numbers and a window starts as its middle frame does.
+        motion = torch.zeros(width, num_displacements(skeleton.num_joints, 2))
+        self.motion = nn.Parameter(motion)
 
     def forward(self, keypoints: Tensor, joints: Tensor) -> Tensor:
         """Predicted log error.
 
         Args:
-            keypoints: (B, J, 2) normalised screen coordinates.
-            joints: (B, J, 3) camera-space metres.
+            keypoints: (B, T, J, 2) normalised screen coordinates, all that the estimator sees.
+            joints: (B, J, 3) camera-space metres, in the frame that is to be lifted.
 
         Returns:
             (B,) natural log of the mean joint error in metres.
         """
         root = joints[:, self.skeleton.root]
         pose = root_relative(joints, self.skeleton).flatten(1)
-        features = torch.cat([keypoints.flatten(1), pose, root], 1)
-        for layer in (self.layer_1, self.layer_2):
-            features = nn.functional.leaky_relu(layer(features))
-        return self.output(features).squeeze(1)
+        frames = keypoints.shape[1]
+        seen = keypoints[:, middle_frame(frames)].flatten(1)
+        features = self.layer_1(torch.cat([seen, pose, root], 1))
+        if frames > 1:
+            features = features + displacements(keypoints) @ self.motion.T
+        features = nn.functional.leaky_relu(features)
+        return self.output(nn.functional.leaky_relu(self.layer_2(features))).squeeze(1)
 
 
 def choose_candidate(scores: Tensor, usable: Tensor, exponent: Tensor, draws: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from .generation import Augmented
 from .observation import PredictionObserver
 from .policy import Policy
 from .skeleton import Skeleton, find_skeleton
+from .source import PoseSource
 from .training import Losses, PolicyTrainer
 
 _STATE_VERSION = 1
@@ -66,6 +67,7 @@ class PoseAugHook:
         skeleton: A `Skeleton` or the name of a preset. By default the preset that fits the batch.
         adapter: The host's format; by default VideoPose3D's (`PoseAdapter`).
         preset: ``"default"``, ``"paper"``, ``"released"``, ``"random"``, or a `PoseAugConfig`.
+        source: Whole sequences, for a loop that has 2D of a window of frames and 3D of one.
         policy: A policy of one's own, instead of the one that the options describe.
         real_poses_3d: (N, J, 3) poses that the 3D critic takes for real, instead of the batch's.
         real_poses_2d: (N, J, 2) likewise for the 2D critic; need not belong to the 3D poses.
@@ -93,6 +95,7 @@ class PoseAugHook:
         skeleton: Skeleton | str | None = None,
         adapter: Adapter | None = None,
         preset: str | PoseAugConfig = "default",
+        source: PoseSource | None = None,
         policy: Policy | None = None,
         real_poses_3d: Tensor | None = None,
         real_poses_2d: Tensor | None = None,
@@ -108,9 +111,11 @@ class PoseAugHook:
         self.enabled = True
         self._estimator = estimator
         self._optimizer = optimizer
+        self._has_source = source is not None
         self._make_trainer: Callable[[Skeleton, torch.device], PolicyTrainer] = (
             lambda skeleton, device: PolicyTrainer(
-                skeleton, self.config, device, seed, policy, real_poses_3d, real_poses_2d
+                *(skeleton, self.config, device, seed, policy, real_poses_3d, real_poses_2d),
+                None if source is None else source.open(self.adapter, skeleton, device),
             )
         )
         self._trainer: PolicyTrainer | None = None
@@ -170,7 +175,8 @@ class PoseAugHook:
         Args:
             inputs_2d: (B, T, J, 2) or (B, J, 2) normalised screen coordinates.
             inputs_3d: (B, T, J, 3) or (B, J, 3) camera space, in the adapter's root convention and
-                unit (VideoPose3D: metres, root-relative, the trajectory in the root joint).
+                unit (VideoPose3D: metres, root-relative, the trajectory in the root joint). With a
+                ``source`` also (B, 1, J, 3), the frame that is lifted.
             camera: (B, 9) or (9,) intrinsics, tensor or array.
             return_camera: Return the cameras that belong to the batch as a third, for a loop that
                 uses them afterwards: those given, and with ``mix="append"`` twice as many.
@@ -212,7 +218,7 @@ class PoseAugHook:
                     inputs_2d.detach()[augmented.rows], inputs_3d.detach()[augmented.rows]
                 )
                 made = self.adapter.encode(
-                    augmented.generated.poses.moved, augmented.generated.keypoints, clean, skeleton
+                    augmented.moved, augmented.generated.keypoints, clean, skeleton
                 )
                 returned = HostPoses(
                     _put(inputs_2d, made.inputs_2d, clean.inputs_2d, augmented, self.config.mix),
@@ -359,6 +365,7 @@ class PoseAugHook:
         if count is None:
             count = self.adapter.num_joints(inputs_3d) if isinstance(inputs_3d, Tensor) else 0
         problem = self.adapter.check(inputs_2d, inputs_3d, camera, count)
+        problem = problem or self._missing_frames(inputs_2d, inputs_3d)
         if problem:
             known = f" for skeleton {skeleton.name!r}" if skeleton else ""
             raise PoseAugError(f"PoseAugHook.augment: {problem}{known}.")
@@ -380,6 +387,19 @@ class PoseAugHook:
             trainer = self._make_trainer(skeleton, device)
             self.skeleton, self._trainer = skeleton, trainer
         return trainer
+
+    def _missing_frames(self, inputs_2d: Tensor, inputs_3d: Tensor) -> str:
+        """What is wrong where 3D lacks frames that 2D has, and there is no source of them."""
+        shapes = tuple(inputs_2d.shape), tuple(inputs_3d.shape)
+        windows = all(len(shape) == 4 for shape in shapes)
+        if self._has_source or not windows or shapes[0][1] == shapes[1][1]:
+            return ""
+        return (
+            f"inputs_2d {shapes[0]} and inputs_3d {shapes[1]} must have the same frames, since a "
+            "window is moved as a whole. Where the loop has 3D of the lifted frame only, give the "
+            "hook the training sequences: PoseAugHook(model, source=PoseSource(poses_train, "
+            "cameras_train))"
+        )
 
     def _forget(self) -> None:
         self._pending = None
@@ -440,6 +460,7 @@ class PoseAugHook:
                     ask = IsolatedError(
                         self._estimator,
                         pending.clean,
+                        pending.augmented,
                         adapter,
                         trainer.skeleton,
                         self.config,

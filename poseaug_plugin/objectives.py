@@ -22,6 +22,7 @@ from .losses import (
     weighted_mean,
 )
 from .skeleton import Skeleton
+from .windows import motion_features
 
 ErrorOf = Callable[[Tensor, Tensor], Tensor]
 """(keypoints (B, T, J, 2), joints (B, T, J, 3)) to the estimator's errors (B, groups)."""
@@ -37,10 +38,34 @@ class Generated(NamedTuple):
     keypoints: Tensor  # (B, T, J, 2) projection of the moved poses
     intrinsics: Tensor  # (B, 9)
     weights: Tensor  # (B,) 1 for usable samples, else 0
+    judged_frame: Tensor | None = None  # (B,) which frame the critics see; None for T = 1
 
-    def middle(self, poses: Tensor) -> Tensor:
-        """(B, J, .) of the window's middle frame, which the critics see."""
-        return poses[:, poses.shape[1] // 2]
+    def judged(self, poses: Tensor) -> Tensor:
+        """(B, J, .) of the frame that the critics of single poses see."""
+        if self.judged_frame is None:
+            return poses[:, 0]
+        return poses.take_along_dim(self.judged_frame[:, None, None, None], 1)[:, 0]
+
+
+class Judged(NamedTuple):
+    """What a critic compares."""
+
+    real: Tensor
+    fake: Tensor
+
+
+def judged_by(critic: str, generated: Generated, skeleton: Skeleton) -> Judged:
+    """What the critic "3d" (bent poses), "2d" (their picture) or "motion" (windows) sees."""
+    if critic == "3d":
+        return Judged(generated.judged(generated.clean), generated.judged(generated.poses.bent))
+    if critic == "2d":
+        return Judged(
+            generated.judged(generated.clean_keypoints), generated.judged(generated.keypoints)
+        )
+    return Judged(
+        motion_features(generated.clean, generated.clean_keypoints, skeleton),
+        motion_features(generated.poses.bent, generated.keypoints, skeleton),
+    )
 
 
 class PolicyLosses(NamedTuple):
@@ -49,6 +74,7 @@ class PolicyLosses(NamedTuple):
     total: Tensor
     adversarial_3d: Tensor
     adversarial_2d: Tensor
+    adversarial_motion: Tensor
     feedback: Tensor
     range: Tensor
     frame: Tensor
@@ -64,6 +90,7 @@ def policy_objective(
     skeleton: Skeleton,
     progress: float = 0.0,
     entropy: Tensor | None = None,
+    critic_motion: nn.Module | None = None,
 ) -> PolicyLosses:
     """Loss of the policy (PoseAug section 3.4): adversarial + feedback + range; ours - entropy.
 
@@ -76,19 +103,21 @@ def policy_objective(
         skeleton: The tree.
         progress: Share of the training that is done.
         entropy: The policy's, if it has one.
+        critic_motion: Scores `windows.motion_features`; None leaves it out, as for single frames.
     """
     weights = generated.weights
-    adversarial_3d, adversarial_2d = (
-        lsgan_policy_loss(
-            critic(generated.middle(fake)),
-            weights,
-            critic(generated.middle(real)).detach() if config.both_sided else None,
-        )
-        * weight
-        for critic, real, fake, weight in (
-            (critic_3d, generated.clean, generated.poses.bent, config.weight_3d),
-            (critic_2d, generated.clean_keypoints, generated.keypoints, config.weight_2d),
-        )
+
+    def adversarial(name: str, critic: nn.Module | None, weight: float) -> Tensor:
+        if critic is None or not weight:
+            return weights.new_zeros(())
+        judged = judged_by(name, generated, skeleton)
+        real = critic(judged.real).detach() if config.both_sided else None
+        return weight * lsgan_policy_loss(critic(judged.fake), weights, real)
+
+    adversarial_losses = (
+        adversarial("3d", critic_3d, config.weight_3d),
+        adversarial("2d", critic_2d, config.weight_2d),
+        adversarial("motion", critic_motion, config.weight_motion),
     )
     change = range_penalty(generated, config, skeleton) * config.range_weight
     frame = weights.new_zeros(())
@@ -98,7 +127,7 @@ def policy_objective(
     if error_of is not None and (progress > config.warmup or not config.warmup):
         feedback = feedback_objective(generated, error_of, config, progress)
     spread = weights.new_zeros(()) if entropy is None else -config.entropy_weight * entropy
-    terms = (adversarial_3d, adversarial_2d, feedback, change, frame, spread)
+    terms = (*adversarial_losses, feedback, change, frame, spread)
     return PolicyLosses(sum(terms, weights.new_zeros(())), *terms)
 
 
@@ -145,7 +174,7 @@ def _compare(
 def range_penalty(generated: Generated, config: PoseAugConfig, skeleton: Skeleton) -> Tensor:
     """Keeps bone angles and lengths near the source's (PoseAug equation 4)."""
     turned = bone_angle_change(
-        generated.middle(generated.clean), generated.middle(generated.poses.bent), skeleton
+        generated.judged(generated.clean), generated.judged(generated.poses.bent), skeleton
     )
     ratios = generated.parameters.bone_length_ratio[:, 0]
     ratios = ratios @ skeleton_tables(skeleton, ratios.device, ratios.dtype).pooling.T

@@ -15,6 +15,7 @@ from .errors import PoseAugError
 from .grouped import GroupedLinear
 from .rigid import axis_angle_to_matrix, root_relative, view_rotation
 from .skeleton import Skeleton, find_skeleton
+from .windows import displacements, middle_frame, num_displacements
 
 Operation = Literal["bone_angle", "bone_length", "rigid"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
@@ -227,7 +228,8 @@ class AugmentationPolicy(Policy):
 
     Shape:
         joints (B, T, J, 3), noise (B, noise_size) -> `AugmentationParameters`. The networks see the
-        root-relative pose of the window's middle frame.
+        root-relative pose of the window's middle frame and, with ``start="random"``, how the window
+        moves (`windows.displacements`).
     """
 
     STAGES = 2
@@ -263,6 +265,7 @@ class AugmentationPolicy(Policy):
         self.network_noise_size = self.network.noise_size
         if start == "random":
             self.network.start_at_zero()
+            self.network.look_at_motion()
             self.widening = nn.Parameter(torch.zeros(len(SpreadFactors._fields)))
             room = torch.tensor(_room_to_widen(self.base.spread))
             self.register_buffer("room_to_widen", room, persistent=False)
@@ -288,9 +291,12 @@ class AugmentationPolicy(Policy):
         return sum((log for log, use in zip(self.log_spread_factors(), used, strict=True) if use))
 
     def regress(self, joints: Tensor, network_noise: Tensor) -> RawParameters:
-        """Run the networks on the middle frame of (B, T, J, 3)."""
-        middle = root_relative(joints[:, joints.shape[1] // 2], self.skeleton)
-        return self.network(middle, network_noise)
+        """Run the networks on the middle frame of (B, T, J, 3), and on how the window moves."""
+        middle = root_relative(joints[:, middle_frame(joints.shape[1])], self.skeleton)
+        motion = None
+        if self.start == "random" and joints.shape[1] > 1:
+            motion = displacements(root_relative(joints, self.skeleton))
+        return self.network(middle, network_noise, motion)
 
     def assemble(
         self, joints: Tensor, base_noise: Tensor, raw: RawParameters | None
@@ -385,11 +391,21 @@ class _BranchNetwork(nn.Module):
         for parameter in self.heads.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, relative_joints: Tensor, noise: Tensor) -> RawParameters:
-        """(B, J, 3) metres and (B, noise_size) to raw parameters."""
+    def look_at_motion(self) -> None:
+        """Take a window's displacements as well. Zero weights, so that they change nothing yet."""
+        width = self.inputs.bias.shape[1]
+        size = num_displacements(self.skeleton.num_joints, 3)
+        self.motion = nn.Parameter(torch.zeros(self.branches * width, size))
+
+    def forward(
+        self, relative_joints: Tensor, noise: Tensor, motion: Tensor | None = None
+    ) -> RawParameters:
+        """(B, J, 3) metres, (B, noise_size) and perhaps displacements to raw parameters."""
         batch = relative_joints.shape[0]
         pose = relative_joints.flatten(1).unsqueeze(1).expand(-1, self.branches, -1)
         features = self.inputs(torch.cat([pose, noise.reshape(batch, self.branches, -1)], -1))
+        if motion is not None:
+            features = features + (motion @ self.motion.T).view_as(features)
         lengths = self.lengths(bone_lengths(joints_to_bones(relative_joints, self.skeleton)))
         branch = min(self.LENGTH_BRANCH, self.branches - 1)
         before, own, after = features.split([branch, 1, self.branches - branch - 1], 1)

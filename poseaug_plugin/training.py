@@ -15,7 +15,7 @@ from .checkpoint import problems_with
 from .config import PoseAugConfig
 from .curriculum import linear_decay, training_progress
 from .diagnostics import Monitor
-from .discriminators import KeypointDiscriminator, PartKCSDiscriminator
+from .discriminators import KeypointDiscriminator, MotionDiscriminator, PartKCSDiscriminator
 from .errors import PoseAugError
 from .generation import Augmented, BatchAugmenter
 from .guarded import GuardedAdam
@@ -25,12 +25,15 @@ from .objectives import (
     ErrorOf,
     Generated,
     PolicyLosses,
+    judged_by,
     policy_objective,
     predictor_objective,
 )
 from .policy import AugmentationPolicy, Policy, RandomPolicy
 from .pool import FakePosePool
 from .skeleton import Skeleton
+from .source import PoseWindows
+from .windows import num_motion_features
 
 
 class Losses(NamedTuple):
@@ -39,17 +42,18 @@ class Losses(NamedTuple):
     policy: PolicyLosses
     critic_3d: Tensor
     critic_2d: Tensor
+    critic_motion: Tensor
     predictor: Tensor
 
     def with_critic(self, name: str, loss: Tensor) -> Losses:
-        """The same with the loss of critic "3d" or "2d"."""
-        return self._replace(critic_3d=loss) if name == "3d" else self._replace(critic_2d=loss)
+        """The same with the loss of critic "3d", "2d" or "motion"."""
+        return Losses(**{**self._asdict(), f"critic_{name}": loss})
 
 
 class Critic(NamedTuple):
     """A discriminator with what belongs to it."""
 
-    name: str  # "3d" or "2d"
+    name: str  # "3d", "2d" or "motion"
     network: nn.Module
     pool: FakePosePool
     adam: GuardedAdam
@@ -67,6 +71,7 @@ class PolicyTrainer:
         policy: Used instead of the one that ``config`` describes.
         real_poses_3d: (N, J, 3) poses that the 3D critic takes for real instead of the batch's.
         real_poses_2d: (N, J, 2) likewise for the 2D critic; need not belong to the 3D ones.
+        windows: Where windows to augment come from, if not from the batch.
     """
 
     def __init__(
@@ -78,6 +83,7 @@ class PolicyTrainer:
         policy: Policy | None = None,
         real_poses_3d: Tensor | None = None,
         real_poses_2d: Tensor | None = None,
+        windows: PoseWindows | None = None,
     ) -> None:
         self.skeleton = skeleton
         self.config = config
@@ -93,6 +99,7 @@ class PolicyTrainer:
             critic_3d = PartKCSDiscriminator(skeleton, scope=config.kcs, width=config.width)
             critic_2d = KeypointDiscriminator(skeleton)
             predictor = HardnessPredictor(skeleton)
+            critic_motion = MotionDiscriminator(skeleton)
         self.policy.to(device).train()
         self.monitor = Monitor().to(device)
         self.controller = HardnessController().to(device)
@@ -100,32 +107,40 @@ class PolicyTrainer:
         self.critics: tuple[Critic, ...] = ()
         if learns:
             self.critics = (
-                self._critic("3d", critic_3d.to(device), real_3d, channels=3),
-                self._critic("2d", critic_2d.to(device), real_2d, channels=2),
+                self._critic("3d", critic_3d, (skeleton.num_joints, 3), real_3d),
+                self._critic("2d", critic_2d, (skeleton.num_joints, 2), real_2d),
+                self._critic("motion", critic_motion, (num_motion_features(skeleton),)),
             )
         self.predictor: HardnessPredictor | None = None
         if config.feedback == "predicted":
             self.predictor = predictor.to(device)
             self._predictor_adam = self._adam(self.predictor, config.predictor_learning_rate)
         self.augmenter = BatchAugmenter(
-            self.policy, self.predictor, self.controller, skeleton, config, self.generator
+            self.policy,
+            self.predictor,
+            self.controller,
+            skeleton,
+            config,
+            self.generator,
+            windows,
         )
         self.losses = _no_losses(device)
 
     def _adam(self, network: nn.Module, learning_rate: float) -> GuardedAdam:
         return GuardedAdam(network, learning_rate, self.config.max_gradient_norm)
 
-    def _critic(self, name: str, network: nn.Module, real: Tensor | None, channels: int) -> Critic:
-        config = self.config
-        shape = (self.skeleton.num_joints, channels)
-        pool = FakePosePool(config.pool_capacity, shape, config.pool_swap_probability)
-        return Critic(
-            name,
-            network,
-            pool.to(self.generator.device),
-            self._adam(network, config.learning_rate),
-            real,
-        )
+    def _critic(
+        self, name: str, network: nn.Module, shape: tuple[int, ...], real: Tensor | None = None
+    ) -> Critic:
+        config, device = self.config, self.generator.device
+        network.to(device)
+        pool = FakePosePool(config.pool_capacity, shape, config.pool_swap_probability).to(device)
+        return Critic(name, network, pool, self._adam(network, config.learning_rate), real)
+
+    def _critics_of(self, generated: Generated) -> tuple[Critic, ...]:
+        """Those that can judge it: motion takes three frames to see."""
+        frames = generated.clean.shape[1]
+        return tuple(c for c in self.critics if c.name != "motion" or frames >= 3)
 
     @property
     def progress(self) -> float:
@@ -162,7 +177,7 @@ class PolicyTrainer:
             skipped.append(self._policy_adam.minimize(losses.total, may_learn, rate))
             self.losses = self.losses._replace(policy=PolicyLosses(*(x.detach() for x in losses)))
         if self.num_updates % self.config.critic_interval == 0:
-            for critic in self.critics:
+            for critic in self._critics_of(generated):
                 loss, accuracy = self._critic_loss(critic, generated)
                 skipped.append(critic.adam.minimize(loss, may_learn, rate))
                 self.losses = self.losses.with_critic(critic.name, loss.detach())
@@ -185,32 +200,30 @@ class PolicyTrainer:
 
     def _policy_losses(self, generated: Generated, estimator_error: ErrorOf | None) -> PolicyLosses:
         error_of = self._predicted_error if self.config.feedback == "predicted" else estimator_error
-        critic_3d, critic_2d = (critic.network for critic in self.critics)
+        critics = {critic.name: critic.network for critic in self._critics_of(generated)}
         return policy_objective(
             generated,
-            critic_3d,
-            critic_2d,
+            critics["3d"],
+            critics["2d"],
             error_of,
             self.config,
             self.skeleton,
             self.progress,
             self.policy.entropy(),
+            critics.get("motion"),
         )
 
     def _predicted_error(self, keypoints: Tensor, joints: Tensor) -> Tensor:
         return self.augmenter.predict(keypoints, joints).exp().unsqueeze(-1)
 
     def _critic_loss(self, critic: Critic, generated: Generated) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy on detached poses of the window's middle frame."""
-        if critic.name == "3d":
-            clean, fake = generated.clean, generated.poses.bent
-        else:
-            clean, fake = generated.clean_keypoints, generated.keypoints
-        real, weights = generated.middle(clean), generated.weights
+        """Loss and accuracy on detached poses."""
+        judged = judged_by(critic.name, generated, self.skeleton)
+        real, weights = judged.real, generated.weights
         if critic.real is not None:
             real = critic.real[self._random_rows(critic.real.shape[0], real.shape[0])]
             weights = torch.ones_like(weights)
-        fakes = critic.pool.exchange(_finite(generated.middle(fake)), self.generator)
+        fakes = critic.pool.exchange(_finite(judged.fake), self.generator)
         real_scores, fake_scores = critic.network(real), critic.network(fakes)
         accuracy = 0.5 * (critic_accuracy(real_scores, True) + critic_accuracy(fake_scores, False))
         return lsgan_critic_loss(real_scores, fake_scores, weights), accuracy
@@ -227,7 +240,7 @@ class PolicyTrainer:
         generated = augmented.generated
         turned = bone_angle_change(generated.clean, generated.poses.bent, self.skeleton)
         spread, before = (
-            generated.middle(k).std(0).mean()
+            generated.judged(k).std(0).mean()
             for k in (generated.keypoints, generated.clean_keypoints)
         )
         self.monitor.record(
@@ -296,7 +309,8 @@ class PolicyTrainer:
 
 def _no_losses(device: torch.device) -> Losses:
     nan = torch.full((), torch.nan, device=device)
-    return Losses(PolicyLosses(*[nan] * len(PolicyLosses._fields)), nan, nan, nan)
+    policy = PolicyLosses(*[nan] * len(PolicyLosses._fields))
+    return Losses(policy, *[nan] * (len(Losses._fields) - 1))
 
 
 def _make_policy(skeleton: Skeleton, config: PoseAugConfig) -> Policy:
@@ -334,8 +348,8 @@ def _checked(
 
 def _finite(poses: Tensor) -> Tensor:
     """Zeros in place of a pose that is not finite, so that no pool ever holds one."""
-    finite = poses.detach().isfinite().flatten(1).all(1)[:, None, None]
-    return torch.where(finite, poses.detach(), 0.0)
+    finite = poses.detach().isfinite().flatten(1).all(1)
+    return torch.where(finite.reshape(-1, *[1] * (poses.dim() - 1)), poses.detach(), 0.0)
 
 
 def _ratio(observed: Tensor, augmented: Augmented) -> Tensor:

@@ -311,7 +311,10 @@ def recorded_steps(hook: PoseAugHook, estimator: nn.Module) -> Iterator[list[str
         now = weights()
         order.extend(
             network
-            for network in ("policy", "critic_3d", "critic_2d", "predictor", "estimator")
+            for network in (
+                *("policy", "critic_3d", "critic_2d", "critic_motion"),
+                *("predictor", "estimator"),
+            )
             if any(not same_bits(now[k], before[k]) for k in now if k.split(".")[0] == network)
         )
         before = now

@@ -103,9 +103,9 @@ def rotations(*shape: int, seed: int = 0) -> Tensor:
 
 def any_parameters(joints: Tensor, skeleton: Skeleton, seed: int) -> AugmentationParameters:
     """Neither left/right tied nor small."""
-    batch, frames = joints.shape[:2]
+    batch = joints.shape[0]
     return AugmentationParameters(
-        0.5 * normal(batch, frames, skeleton.num_bones, 3, seed=seed),
+        0.5 * normal(batch, 1, skeleton.num_bones, 3, seed=seed),
         0.5 * normal(batch, 1, skeleton.num_bones, seed=seed).tanh(),
         rotations(batch, 1, seed=seed),
         normal(batch, 1, 3, seed=seed + 1),
@@ -212,6 +212,20 @@ def test_identity_parameters_change_nothing(
         agree(stage, joints)
 
 
+def smallest_turn(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """The rotation in the plane of two unit vectors that takes one to the other."""
+    side = end - (start @ end) * start
+    if np.linalg.norm(side) < 1e-12:
+        return np.eye(3)
+    side = side / np.linalg.norm(side)
+    angle = math.atan2(side @ end, start @ end)
+    plane = np.stack([start, side], 1)
+    within = np.array(
+        [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    ) - np.eye(2)
+    return np.eye(3) + plane @ within @ plane.T
+
+
 def augment_by_loop(
     joints: Tensor, parameters: AugmentationParameters, skeleton: Skeleton
 ) -> list[Tensor]:
@@ -221,7 +235,8 @@ def augment_by_loop(
     bent, scaled, moved = (np.empty_like(x) for _ in range(3))
     order = sorted(range(skeleton.num_joints), key=lambda j: len(skeleton.bones_to_root(j)))
     for sample, frame in np.ndindex(*x.shape[:2]):
-        centre = x[sample, x.shape[1] // 2, skeleton.root]
+        middle = x.shape[1] // 2
+        centre = x[sample, middle, skeleton.root]
         for joint in order:
             here = (sample, frame, joint)
             if joint == skeleton.root:
@@ -230,10 +245,11 @@ def augment_by_loop(
                 parent = (sample, frame, skeleton.parent_indices[joint])
                 bone = skeleton.bone_children.index(joint)
                 vector = x[here] - x[parent]
-                length = math.dist(x[here], x[parent])
-                # Offsets are for bones from child to parent.
-                turned = vector / length - offset[sample, frame, bone]
-                turned = turned / math.sqrt((turned**2).sum()) * length
+                # Offsets are for bones from child to parent, in the middle frame.
+                start = x[sample, middle, joint] - x[sample, middle, parent[2]]
+                start = start / np.linalg.norm(start)
+                end = start - offset[sample, 0, bone]
+                turned = smallest_turn(start, end / np.linalg.norm(end)) @ vector
                 bent[here] = bent[parent] + turned
                 scaled[here] = scaled[parent] + turned * (1 + ratio[sample, 0, bone])
             moved[here] = rotation[sample, 0] @ (scaled[here] - centre) + translation[sample, 0]

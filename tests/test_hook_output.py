@@ -618,7 +618,8 @@ MISTAKES = {
     "flattened": r"inputs_3d must be .* got \(16, 48\)",
     "swapped": r"inputs_3d must be \(batch, frames, 16, 3\).*got \(16, 1, 16, 2\)",
     "batch": r"same batch and frames, got \(8, 1, 16, 2\) and \(16, 1, 16, 3\)",
-    "frames": r"same batch and frames, got \(16, 9, 16, 2\) and \(16, 1, 16, 3\)",
+    "frames": r"inputs_2d \(16, 9, 16, 2\) and inputs_3d \(16, 1, 16, 3\) must have the same frames"
+    r".*source=PoseSource\(poses_train, cameras_train\)",
     "integers": r"inputs_2d must be a floating-point tensor, got torch\.int64",
     "array": r"inputs_3d must be a floating-point tensor, got ndarray",
     "nothing": r"inputs_2d must be a floating-point tensor, got NoneType",

@@ -24,10 +24,11 @@ ROWS = (
     ("errors",),
     ("skeleton",),
     ("bones", "rigid", "camera", "grouped", "curriculum", "pool"),
+    ("windows",),
     ("augmentation", "losses", "metrics", "anatomy"),
     ("policy", "discriminators", "hardness"),
     ("adapters", "isolation", "observation", "attachment", "guarded", "diagnostics", "config"),
-    ("objectives", "checks", "checkpoint"),
+    ("objectives", "checks", "checkpoint", "source"),
     ("generation",),
     ("estimator_error",),
     ("training",),
@@ -99,7 +100,7 @@ def test_nothing_imports_the_hook() -> None:
 
 def test_the_geometry_knows_nothing_of_networks() -> None:
     for name in ("skeleton", "bones", "rigid", "camera", "augmentation"):
-        assert siblings(name) <= {"errors", "skeleton", "bones", "rigid", "camera"}
+        assert siblings(name) <= {"errors", "skeleton", "bones", "rigid", "camera", "windows"}
 
 
 @each_file
@@ -118,9 +119,23 @@ def test_package_is_flat() -> None:
 PUBLIC = [
     *("COCO_17", "H36M_16", "H36M_17", "MPI_INF_3DHP_17", "PRESETS", "SKELETONS", "SMPL_24"),
     *("Adapter", "AugmentationParameters", "AugmentationPolicy", "AugmentedPoses"),
-    *("CanonicalBatch", "HardnessPredictor", "HostPoses", "KeypointDiscriminator"),
+    *(
+        "CanonicalBatch",
+        "HardnessPredictor",
+        "HostPoses",
+        "KeypointDiscriminator",
+        "MotionDiscriminator",
+    ),
     *("PartKCSDiscriminator", "PoseAdapter", "PoseAugConfig", "PoseAugError", "PoseAugHook"),
-    *("PoseAugWarning", "Ramp", "RandomPolicy", "Skeleton", "Spread", "apply_augmentation"),
+    *(
+        "PoseAugWarning",
+        "PoseSource",
+        "Ramp",
+        "RandomPolicy",
+        "Skeleton",
+        "Spread",
+        "apply_augmentation",
+    ),
     *("in_view", "normalize_screen_coordinates", "project_points", "root_relative", "solve_root"),
 ]
 
