@@ -93,6 +93,7 @@ class Host:
         data: Folder in POSEAUG_HOST_DATA.
         arguments: Of the script, for two short epochs.
         evaluate: Of the script, to load ``{checkpoint}``, a file in ``checkpoint/``, and evaluate.
+        evaluation_script: What does that, where it is another script.
         evaluated: What it prints then, a regular expression.
         checkpoint: Glob of what the training leaves.
         losses: Regular expression of a training loss, one match per epoch.
@@ -115,6 +116,7 @@ class Host:
     checkpoint: str
     losses: str
     hook: tuple[Edit, ...]
+    evaluation_script: str = ""
     adapter: str = ""
     prepare_data: Callable[[Path, Path], None] = link_data
     log: str = ""
@@ -134,7 +136,12 @@ class Trained(NamedTuple):
 
 def prepare(host: Host, folder: Path, hooked: bool) -> Path:
     """A scratch copy of the checkout with data, able to run, perhaps with the documented lines."""
-    shutil.copytree(Path(CHECKOUTS) / host.name, folder, ignore=shutil.ignore_patterns(".git"))
+    shutil.copytree(
+        Path(CHECKOUTS) / host.name,
+        folder,
+        ignore=shutil.ignore_patterns(".git"),
+        ignore_dangling_symlinks=True,
+    )
     (folder / "data").mkdir(exist_ok=True)
     (folder / "checkpoint").mkdir(exist_ok=True)
     host.prepare_data(DATA / host.data, folder)
@@ -145,15 +152,17 @@ def prepare(host: Host, folder: Path, hooked: bool) -> Path:
     return folder
 
 
-def run(host: Host, folder: Path, arguments: tuple[str, ...], mode: str = "active") -> str:
-    """Run the host's script in its folder and return what it printed.
+def run(
+    host: Host, folder: Path, arguments: tuple[str, ...], mode: str = "active", script: str = ""
+) -> str:
+    """Run the host's script, or another one, in its folder and return what it printed.
 
     Raises:
         HostRunError: It failed, or took too long.
     """
     command = [
         *(sys.executable, str(Path(__file__).parent / "run_script.py")),
-        *(str(folder / "report.json"), mode, host.script, *arguments),
+        *(str(folder / "report.json"), mode, script or host.script, *arguments),
     ]
     environment = {**os.environ, "MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
     try:

@@ -88,7 +88,8 @@ def test_checkpoint_loads_into_the_unmodified_host(name: str, trained, tmp_path:
     plain = prepare(host, tmp_path / "plain", hooked=False)
     (plain / "checkpoint" / "ours.bin").write_bytes(checkpoint.read_bytes())
     arguments = tuple(a.format(checkpoint="ours.bin") for a in host.evaluate)
-    assert re.search(host.evaluated, run(host, plain, arguments))
+    printed = run(host, plain, arguments, script=host.evaluation_script)
+    assert re.search(host.evaluated, printed)
 
 
 # -- without any checkout --------------------------------------------------------------------------
