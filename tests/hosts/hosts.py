@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
-from . import semgcn, videopose3d
+from . import semgcn, simple_baseline, stgcn, videopose3d
 
-HOSTS = {module.HOST.name: module.HOST for module in (videopose3d, semgcn)}
+HOSTS = {
+    host.name: host
+    for host in (
+        videopose3d.HOST,
+        semgcn.HOST,
+        semgcn.LINEAR,
+        stgcn.HOST,
+        simple_baseline.HOST,
+    )
+}

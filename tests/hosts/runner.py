@@ -87,7 +87,7 @@ class Host:
     """A code base and what is done with it.
 
     Args:
-        name: Name of the checkout's folder in POSEAUG_HOSTS.
+        name: What it is called.
         page: Name of its page in docs/hosts.
         script: What is run.
         data: Folder in POSEAUG_HOST_DATA.
@@ -98,6 +98,7 @@ class Host:
         checkpoint: Glob of what the training leaves.
         losses: Regular expression of a training loss, one match per epoch.
         hook: The documented lines.
+        folder: Of the checkout in POSEAUG_HOSTS; ``name`` by default.
         adapter: File in examples/adapters that the user copies beside the script.
         prepare_data: Fills ``data/`` of a scratch copy (second) from ``data`` (first).
         log: Glob of the file that has the losses; the printed text by default.
@@ -117,12 +118,18 @@ class Host:
     losses: str
     hook: tuple[Edit, ...]
     evaluation_script: str = ""
+    folder: str = ""
     adapter: str = ""
     prepare_data: Callable[[Path, Path], None] = link_data
     log: str = ""
     runs_at_all: tuple[Edit, ...] = ()
     needs: tuple[str, ...] = ()
     timeout: float = 900.0
+
+    @property
+    def checkout(self) -> Path:
+        """Where its code is."""
+        return Path(CHECKOUTS) / (self.folder or self.name)
 
 
 class Trained(NamedTuple):
@@ -137,7 +144,7 @@ class Trained(NamedTuple):
 def prepare(host: Host, folder: Path, hooked: bool) -> Path:
     """A scratch copy of the checkout with data, able to run, perhaps with the documented lines."""
     shutil.copytree(
-        Path(CHECKOUTS) / host.name,
+        host.checkout,
         folder,
         ignore=shutil.ignore_patterns(".git"),
         ignore_dangling_symlinks=True,

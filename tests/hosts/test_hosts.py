@@ -36,8 +36,8 @@ def available(name: str) -> Host:
     host = HOSTS[name]
     if not CHECKOUTS:
         pytest.skip("POSEAUG_HOSTS is not set: no checkouts of the code bases")
-    if not (Path(CHECKOUTS) / name / host.script).exists():
-        pytest.skip(f"no checkout of {name} in {CHECKOUTS}")
+    if not (host.checkout / host.script).exists():
+        pytest.skip(f"no checkout of {name}: {host.checkout / host.script} is not there")
     if not (DATA / host.data).is_dir():
         pytest.skip(f"no data in {DATA / host.data}")
     missing = [module for module in host.needs if importlib.util.find_spec(module) is None]
