@@ -130,6 +130,50 @@ def format_compact(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def format_generalisation(results: list[Result]) -> str:
+    """A Markdown table per estimator of what `benchmark_generalisation.py` wrote.
+
+    Errors in mm, mean over the seeds, plus-minus their standard deviation; the change against the
+    first row's MPJPE. The last columns are the cross-dataset MPJPE by kind of camera.
+    """
+    if not results:
+        return "no finished runs"
+    kinds = dict.fromkeys((r["estimator"], r["frames"]) for r in results)
+    tables = []
+    for name, frames in kinds:
+        chosen = [r for r in results if (r["estimator"], r["frames"]) == (name, frames)]
+        tables.append(_generalisation_of(chosen, f"{name}, {frames} frame{'s'[: frames > 1]}"))
+    return "\n\n".join(tables)
+
+
+def _generalisation_of(results: list[Result], title: str) -> str:
+    tests, first = list(results[0]["tests"]), results[0]
+    hardest = tests[min(1, len(tests) - 1)]
+    groups = list(first["tests"][hardest]["by camera"])
+    moving = first["frames"] > 1
+    figures = ("MPJPE", "P-MPJPE", *(("MPJVE",) if moving else ()))
+    head = [f"{test}: {' / '.join(figures)}" for test in tests]
+    lines = [
+        f"{title} ({first['size']} size), {len({r['seed'] for r in results})} seed(s), "
+        f"{first['updates']} updates of {first['batch']}; mm.",
+        "",
+        f"| | {' | '.join(head)} | {hardest}, against {first['row']} | {' | '.join(groups)} |",
+        "|---" * (len(tests) + len(groups) + 2) + "|",
+    ]
+    reference = mean(values_of(results, first["row"], hardest, "MPJPE"))
+    for row in rows_of(results):
+        cells = []
+        for test in tests:
+            columns = (values_of(results, row, test, figure) for figure in figures)
+            cells.append(" / ".join(_spread(values) for values in columns))
+        change = _change(mean(values_of(results, row, hardest, "MPJPE")), reference)
+        runs = [r for r in results if r["row"] == row]
+        cameras = (f"{mean(r['tests'][hardest]['by camera'][g] for r in runs):.0f}" for g in groups)
+        seeds = f" ({len(runs)} seed)" if len(runs) == 1 else ""
+        lines.append(f"| {row}{seeds} | {' | '.join(cells)} | {change} | {' | '.join(cameras)} |")
+    return "\n".join(lines)
+
+
 def format_steps(results: dict[str, dict[str, float]]) -> str:
     """A Markdown table of what `benchmark_step.py --json` wrote."""
     lines = ["| hooked step | hooked / plain (quartiles) |", "|---|---|"]
@@ -145,6 +189,8 @@ def table_of(path: Path, compact: bool = False) -> str:
     results = json.loads(path.read_text())
     if not isinstance(results, list):
         return format_steps(results)
+    if results and "estimator" in results[0]:
+        return format_generalisation(results)
     return format_compact(results) if compact else format_table(results)
 
 

@@ -1,0 +1,138 @@
+"""Sequences seen through cameras, as tensors from which windows of frames are taken.
+
+The folder holds source_cmu.npz, target_bandai.npz and cameras.json (see docs/results.md): the
+lifter trains on the source's people through the `source` cameras, and is tested on others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from ablation import split
+from mocap import (
+    TEST_SUBJECTS,
+    TRAIN_SUBJECTS,
+    Motion,
+    Pairs,
+    demo_cameras,
+    pairs,
+    read_cameras,
+    read_motion,
+)
+from torch import Tensor
+
+
+class Sequences(NamedTuple):
+    """F frames of many sequences, one after the other, each seen by one camera."""
+
+    keypoints: Tensor  # (F, J, 2) normalised screen
+    joints: Tensor  # (F, J, 3) camera-space metres, absolute
+    intrinsics: Tensor  # (F, 9)
+    first: Tensor  # (F,) where the frame's own sequence begins
+    last: Tensor  # (F,) and its last frame
+    groups: tuple[str, ...]  # (F,) kind of camera
+    families: tuple[str, ...]  # (F,) kind of motion
+
+    def windows(self, frames: Tensor, length: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Windows about ``frames`` (B,): 2D (B, T, J, 2), 3D (B, T, J, 3), intrinsics (B, 9).
+
+        At a sequence's ends its first or last frame is repeated, as VideoPose3D's loader does.
+        """
+        offsets = torch.arange(length, device=frames.device) - length // 2
+        places = (frames[:, None] + offsets).clamp(
+            self.first[frames, None], self.last[frames, None]
+        )
+        return self.keypoints[places], self.joints[places], self.intrinsics[frames]
+
+
+class Benchmark(NamedTuple):
+    """What is trained on, and the test sets by name."""
+
+    train: Sequences
+    tests: dict[str, Sequences]
+
+
+def as_sequences(seen: Pairs, device: torch.device) -> Sequences:
+    """All frames of a camera, then those of the next, cut where the clip changes."""
+    names = seen.clip_name
+    starts = (names[1:] != names[:-1]).nonzero()[0] + 1
+    # The same clip through the next camera begins a sequence too.
+    cameras = (seen.intrinsics[1:] != seen.intrinsics[:-1]).any(1).nonzero()[0] + 1
+    starts = torch.tensor(sorted({0, *starts.tolist(), *cameras.tolist()}))
+    ends = torch.cat([starts[1:], torch.tensor([len(names)])])
+    lengths = ends - starts
+
+    def per_frame(values: Tensor) -> Tensor:
+        return values.repeat_interleave(lengths).to(device)
+
+    return Sequences(
+        *(torch.from_numpy(a).to(device) for a in seen[:3]),
+        per_frame(starts),
+        per_frame(ends - 1),
+        tuple(seen.camera_group.tolist()),
+        tuple(family(name) for name in names.tolist()),
+    )
+
+
+def family(clip: str) -> str:
+    """Kind of motion: "S9/walking_1_test.1" is walking."""
+    return clip.split("/")[-1].split("_")[0]
+
+
+def _every(motion: Motion, step: int) -> Motion:
+    """Every ``step``-th of all clips."""
+    clips = [(subject, name) for subject in motion for name in motion[subject]][::step]
+    subjects = dict.fromkeys(subject for subject, _ in clips)
+    return {s: {n: motion[s][n] for subject, n in clips if subject == s} for s in subjects}
+
+
+def load(
+    folder: Path,
+    device: torch.device,
+    *,
+    validate: bool = False,
+    subjects: tuple[str, ...] = TRAIN_SUBJECTS,
+    every: int = 1,
+    clips: int = 1,
+) -> Benchmark:
+    """Read the three files.
+
+    Args:
+        folder: Where they are.
+        device: Where the tensors go.
+        validate: Nothing of the target: motions of the training subjects are held out, and seen
+            through the source cameras and through cameras of the example's own. For choosing.
+        subjects: Who is trained on.
+        every: Take every n-th frame of the training clips.
+        clips: Take every n-th clip of the test sets.
+    """
+    rigs = read_cameras(folder / "cameras.json")
+    source = read_motion(folder / "source_cmu.npz")
+    cameras = rigs.cameras["source"]
+
+    def seen(motion: Motion, *arguments: object, **options: object) -> Sequences:
+        return as_sequences(pairs(motion, *arguments, joints=16, **options), device)  # type: ignore[arg-type]
+
+    if validate:
+        train, held_out = split(source)
+        to_demo = tuple(-rigs.centres["source"][:2])
+        held_out = _every(held_out, clips)
+        return Benchmark(
+            seen({s: train[s] for s in subjects}, cameras, every=every),
+            {
+                "same views": seen(held_out, cameras),
+                "new views": seen(held_out, demo_cameras().cameras["target"], shift=to_demo),
+            },
+        )
+    target = _every(read_motion(folder / "target_bandai.npz"), clips)
+    to_source = rigs.centres["source"] - rigs.centres["target"]
+    return Benchmark(
+        seen(source, cameras, subjects, every=every),
+        {
+            "in-domain": seen(_every({s: source[s] for s in TEST_SUBJECTS}, clips), cameras),
+            "cross-dataset": seen(target, rigs.cameras["target"]),
+            "pose gap": seen(target, cameras, shift=tuple(to_source[:2])),
+        },
+    )
