@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import semgcn, simple_baseline, stgcn, videopose3d
+from . import mmpose, motionbert, semgcn, simple_baseline, stgcn, videopose3d
 
 HOSTS = {
     host.name: host
@@ -12,5 +12,7 @@ HOSTS = {
         semgcn.LINEAR,
         stgcn.HOST,
         simple_baseline.HOST,
+        motionbert.HOST,
+        mmpose.HOST,
     )
 }
