@@ -89,7 +89,7 @@ def test_checkpoint_loads_into_the_unmodified_host(name: str, trained, tmp_path:
     (plain / "checkpoint" / "ours.bin").write_bytes(checkpoint.read_bytes())
     arguments = tuple(a.format(checkpoint="ours.bin") for a in host.evaluate)
     printed = run(host, plain, arguments, script=host.evaluation_script)
-    assert re.search(host.evaluated, printed)
+    assert re.search(host.evaluated, printed, flags=re.MULTILINE)
 
 
 # -- without any checkout --------------------------------------------------------------------------
