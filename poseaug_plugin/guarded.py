@@ -27,15 +27,20 @@ class GuardedAdam:
         self.max_gradient_norm = max_gradient_norm
         self.adam = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
 
-    def minimize(self, loss: Tensor, usable: Tensor, learning_rate_factor: float = 1.0) -> Tensor:
-        """One step, unless the gradient is not finite or ``usable`` (a 0-d bool) is False.
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """Those of a loss; zeros for parameters that it does not depend on."""
+        return list(
+            torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+        )
+
+    def step(
+        self, gradients: list[Tensor], usable: Tensor, learning_rate_factor: float = 1.0
+    ) -> Tensor:
+        """One step, unless a gradient is not finite or ``usable`` (a 0-d bool) is False.
 
         Returns:
             1 where the step was left out, else 0: a 0-d tensor on the device.
         """
-        gradients = torch.autograd.grad(
-            loss, self.parameters, allow_unused=True, materialize_grads=True
-        )
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm)

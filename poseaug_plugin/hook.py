@@ -29,6 +29,7 @@ from .estimator_error import IsolatedError, observed_error
 from .generation import Augmented
 from .observation import PredictionObserver
 from .policy import Policy
+from .ranks import Ranks
 from .skeleton import Skeleton, find_skeleton
 from .source import PoseSource
 from .training import Losses, PolicyTrainer
@@ -111,11 +112,18 @@ class PoseAugHook:
         self.enabled = True
         self._estimator = estimator
         self._optimizer = optimizer
+        self._ranks = Ranks.of(estimator)
+        if self._ranks is not None and skeleton is None:
+            raise PoseAugError(
+                "PoseAugHook: with several processes every one needs the hook's networks from the "
+                "first step on, so pass skeleton='h36m_17' (or another, or a Skeleton)."
+            )
         self._has_source = source is not None
         self._make_trainer: Callable[[Skeleton, torch.device], PolicyTrainer] = (
             lambda skeleton, device: PolicyTrainer(
                 *(skeleton, self.config, device, seed, policy, real_poses_3d, real_poses_2d),
                 None if source is None else source.open(self.adapter, skeleton, device),
+                self._ranks,
             )
         )
         self._trainer: PolicyTrainer | None = None
@@ -436,7 +444,7 @@ class PoseAugHook:
             self._observer.on_forward(*call)
 
     def _on_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:  # noqa: ANN401
-        if self._pending is None:
+        if self._pending is None and self._ranks is None:
             return
         named = self._optimizer
         if optimizer is named or (named is None and holds_parameters(optimizer, self._estimator)):
@@ -446,13 +454,16 @@ class PoseAugHook:
     def _train(self, skip: Tensor | None) -> None:
         pending, prediction = self._pending, self._observer.prediction
         self._forget()
-        if pending is None or not self.enabled:
+        if not self.enabled or (pending is None and self._ranks is None):
             return
         self._augments_without_update = 0
         trainer, adapter = self._existing_trainer(), self.adapter
         ask = None
         try:
-            with torch.enable_grad(), _full_precision(pending.returned.inputs_3d.device):
+            with torch.enable_grad(), _full_precision(trainer.generator.device):
+                if pending is None:
+                    trainer.update(None, skip=skip)  # the other ranks may have something to learn
+                    return
                 seen = observed_error(prediction, pending.augmented, adapter, trainer.skeleton)
                 if seen is None and self.config.feedback == "predicted":
                     self._warn_of_blindness(prediction)

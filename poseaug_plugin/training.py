@@ -31,9 +31,12 @@ from .objectives import (
 )
 from .policy import AugmentationPolicy, Policy, RandomPolicy
 from .pool import FakePosePool
+from .ranks import Lesson, Ranks
 from .skeleton import Skeleton
 from .source import PoseWindows
 from .windows import num_motion_features
+
+_SEEDS_APART = 1_000_003
 
 
 class Losses(NamedTuple):
@@ -72,6 +75,7 @@ class PolicyTrainer:
         real_poses_3d: (N, J, 3) poses that the 3D critic takes for real instead of the batch's.
         real_poses_2d: (N, J, 2) likewise for the 2D critic; need not belong to the 3D ones.
         windows: Where windows to augment come from, if not from the batch.
+        ranks: The processes that train together, each with such a trainer.
     """
 
     def __init__(
@@ -84,11 +88,15 @@ class PolicyTrainer:
         real_poses_3d: Tensor | None = None,
         real_poses_2d: Tensor | None = None,
         windows: PoseWindows | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
+        self.ranks = ranks
         self.skeleton = skeleton
         self.config = config
         self.num_updates = 0
-        self.generator = torch.Generator(device).manual_seed(seed)
+        # Ranks start alike and draw differently.
+        rank = 0 if ranks is None else ranks.rank
+        self.generator = torch.Generator(device).manual_seed(seed + _SEEDS_APART * rank)
         real_3d = _checked(real_poses_3d, "real_poses_3d", (skeleton.num_joints, 3), device)
         real_2d = _checked(real_poses_2d, "real_poses_2d", (skeleton.num_joints, 2), device)
         # Initial weights come from a stream of our own; the user's global one is given back.
@@ -125,6 +133,9 @@ class PolicyTrainer:
             windows,
         )
         self.losses = _no_losses(device)
+        self._readings: dict[str, Tensor] = {}
+        if ranks is not None:
+            ranks.same_start(self._modules())
 
     def _adam(self, network: nn.Module, learning_rate: float) -> GuardedAdam:
         return GuardedAdam(network, learning_rate, self.config.max_gradient_norm)
@@ -151,39 +162,82 @@ class PolicyTrainer:
 
     def update(
         self,
-        augmented: Augmented,
-        observed: Tensor | None,
+        augmented: Augmented | None,
+        observed: Tensor | None = None,
         estimator_error: ErrorOf | None = None,
         skip: Tensor | None = None,
     ) -> None:
         """One update of everything: policy first, then critics on detached fakes, then predictor.
 
         Args:
-            augmented: What the `augmenter` made.
+            augmented: What the `augmenter` made; None where this rank has nothing and the others
+                may have something.
             observed: (N,) errors in metres of the user's own forward pass on that batch, if known.
             estimator_error: The estimator itself, for ``feedback="estimator"``.
             skip: Not zero where the user's own step is being undone on the device: then no network
                 changes either.
         """
+        device = self.generator.device
+        self.losses = _no_losses(device)
+        self._readings = {}
+        lessons = {name: self._nothing_for(adam) for name, adam in self._learning().items()}
+        if augmented is not None:
+            lessons.update(self._lessons(augmented, observed, estimator_error))
+        if self.ranks is not None and lessons:
+            averaged = self.ranks.average(list(lessons.values()), self._moving_buffers())
+            lessons = dict(zip(lessons, averaged, strict=True))
         rate = linear_decay(self.progress) if self.config.decay_learning_rate else 1.0
+        skipped = []
+        for name, (gradients, weight) in lessons.items():
+            may_learn = weight > 0 if skip is None else (weight > 0) & (skip == 0)
+            its_rate = rate if name != "predictor" else 1.0
+            skipped.append(self._adams()[name].step(gradients, may_learn, its_rate))
+        if augmented is not None:
+            self._record(augmented, skipped, self._readings)
+        self.num_updates += 1
+
+    def _learning(self) -> dict[str, GuardedAdam]:
+        """The networks that learn in this update, in order, the same ones on every rank."""
+        if self.ranks is None:
+            return {}  # `_lessons` alone says which
+        critics_learn = self.num_updates % self.config.critic_interval == 0
+        return {
+            name: adam
+            for name, adam in self._adams().items()
+            if critics_learn or not name.startswith("critic")
+        }
+
+    @staticmethod
+    def _nothing_for(adam: GuardedAdam) -> Lesson:
+        zeros = [torch.zeros_like(p) for p in adam.parameters]
+        return Lesson(zeros, zeros[0].new_zeros(()))
+
+    def _moving_buffers(self) -> list[Tensor]:
+        """What changes without a gradient: the released policy's batch statistics, the exponent."""
+        saved = self.policy.state_dict()
+        buffers = [b for name, b in self.policy.named_buffers() if name in saved]
+        return [*(b for b in buffers if b.is_floating_point()), self.controller.exponent]
+
+    def _lessons(
+        self, augmented: Augmented, observed: Tensor | None, estimator_error: ErrorOf | None
+    ) -> dict[str, Lesson]:
+        """Gradients for every network that has something to learn from this batch, in order."""
         generated = augmented.generated
-        may_learn = generated.weights.sum() > 0
-        if skip is not None:
-            may_learn = may_learn & (skip == 0)
-        self.losses = _no_losses(generated.weights.device)
-        skipped, readings = [], {}
+        weight = generated.weights.sum()
+        lessons = {}
         if self._policy_adam is not None:
             losses = self._policy_losses(generated, estimator_error)
-            skipped.append(self._policy_adam.minimize(losses.total, may_learn, rate))
+            lessons["policy"] = Lesson(self._policy_adam.gradients(losses.total), weight)
             self.losses = self.losses._replace(policy=PolicyLosses(*(x.detach() for x in losses)))
         if self.num_updates % self.config.critic_interval == 0:
             for critic in self._critics_of(generated):
                 loss, accuracy = self._critic_loss(critic, generated)
-                skipped.append(critic.adam.minimize(loss, may_learn, rate))
+                name = f"critic_{critic.name}"
+                lessons[name] = Lesson(critic.adam.gradients(loss), weight)
                 self.losses = self.losses.with_critic(critic.name, loss.detach())
-                readings[f"accuracy_{critic.name}"] = accuracy
+                self._readings[f"accuracy_{critic.name}"] = accuracy
         if observed is not None:
-            readings["hardness_ratio"] = ratio = _ratio(observed, augmented)
+            self._readings["hardness_ratio"] = ratio = _ratio(observed, augmented)
             if self.config.candidates > 1:
                 self.controller.update(ratio, self.config.moved_hardness.at(self.progress))
         if observed is not None and self.predictor is not None:
@@ -192,11 +246,10 @@ class PolicyTrainer:
                 observed,
                 augmented.usable.to(observed.dtype),
             )
-            skipped.append(self._predictor_adam.minimize(fit.loss, may_learn))
+            lessons["predictor"] = Lesson(self._predictor_adam.gradients(fit.loss), weight)
             self.losses = self.losses._replace(predictor=fit.loss.detach())
-            readings["predictor_r_squared"] = fit.r_squared
-        self._record(augmented, skipped, readings)
-        self.num_updates += 1
+            self._readings["predictor_r_squared"] = fit.r_squared
+        return lessons
 
     def _policy_losses(self, generated: Generated, estimator_error: ErrorOf | None) -> PolicyLosses:
         error_of = self._predicted_error if self.config.feedback == "predicted" else estimator_error
@@ -270,9 +323,9 @@ class PolicyTrainer:
         return nn.ModuleDict(modules)
 
     def _adams(self) -> dict[str, GuardedAdam]:
-        adams = {f"critic_{critic.name}": critic.adam for critic in self.critics}
-        if self._policy_adam is not None:
-            adams["policy"] = self._policy_adam
+        """In the order in which the networks learn."""
+        adams = {} if self._policy_adam is None else {"policy": self._policy_adam}
+        adams |= {f"critic_{critic.name}": critic.adam for critic in self.critics}
         if self.predictor is not None:
             adams["predictor"] = self._predictor_adam
         return adams
@@ -300,10 +353,11 @@ class PolicyTrainer:
             adam.load_state_dict(state["optimizers"][name])
         self.num_updates = state["num_updates"]
         generator = state["generator"].cpu()
-        if generator.shape == self.generator.get_state().shape:
+        is_first = self.ranks is None or self.ranks.rank == 0
+        if is_first and generator.shape == self.generator.get_state().shape:
             self.generator.set_state(generator)
         else:
-            # Saved on another kind of device, whose random stream cannot go on here.
+            # Saved by another rank, or on another kind of device: a stream of one's own.
             self.generator.manual_seed(self.generator.initial_seed() + self.num_updates)
 
 
