@@ -181,8 +181,10 @@ class PolicyTrainer:
         self.losses = _no_losses(device)
         self._readings = {}
         lessons = {name: self._nothing_for(adam) for name, adam in self._learning().items()}
+        own = {}
         if augmented is not None:
-            lessons.update(self._lessons(augmented, observed, estimator_error))
+            own = self._lessons(augmented, observed, estimator_error)
+            lessons.update(own)
         if self.ranks is not None and lessons:
             averaged = self.ranks.average(list(lessons.values()), self._moving_buffers())
             lessons = dict(zip(lessons, averaged, strict=True))
@@ -191,7 +193,9 @@ class PolicyTrainer:
         for name, (gradients, weight) in lessons.items():
             may_learn = weight > 0 if skip is None else (weight > 0) & (skip == 0)
             its_rate = rate if name != "predictor" else 1.0
-            skipped.append(self._adams()[name].step(gradients, may_learn, its_rate))
+            left_out = self._adams()[name].step(gradients, may_learn, its_rate)
+            if name in own:
+                skipped.append(left_out)
         if augmented is not None:
             self._record(augmented, skipped, self._readings)
         self.num_updates += 1
