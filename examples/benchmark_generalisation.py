@@ -25,6 +25,7 @@ from estimators.simple_baseline import SimpleBaseline
 from estimators.stgcn import STGCN
 from estimators.videopose3d import StridedTemporalModel
 from generalisation_data import Benchmark, Sequences, load
+from lifters import SingleFrame
 from mocap import TRAIN_SUBJECTS
 from report import format_generalisation, read_results, write_results
 from torch import Tensor, nn
@@ -60,20 +61,6 @@ ROWS: dict[str, dict[str, Any] | None] = {
 }
 
 
-class Flattened(nn.Module):
-    """(B, 1, J, 2) in and (B, 1, J, 3) out, around a network of one frame."""
-
-    def __init__(self, network: nn.Module, *, flat: bool) -> None:
-        super().__init__()
-        self.network, self.flat = network, flat
-
-    def forward(self, keypoints: Tensor) -> Tensor:
-        """Lift."""
-        single = keypoints[:, 0]
-        lifted = self.network(single.flatten(1) if self.flat else single)
-        return lifted.reshape(len(keypoints), 1, -1, 3)
-
-
 def videopose3d(frames: int, **options: Any) -> nn.Module:
     """VideoPose3D's training form for a power of three of frames."""
     powers = {3**n: n for n in range(6)}
@@ -86,12 +73,12 @@ def videopose3d(frames: int, **options: Any) -> nn.Module:
 # By name: how to make it for T frames in the published size, and in one for a CPU.
 ESTIMATORS: dict[str, dict[str, Callable[[int], nn.Module]]] = {
     "simple_baseline": {
-        "published": lambda _: Flattened(SimpleBaseline(), flat=True),
-        "small": lambda _: Flattened(SimpleBaseline(width=384, dropout=0.1), flat=True),
+        "published": lambda _: SingleFrame(SimpleBaseline(), flat=True),
+        "small": lambda _: SingleFrame(SimpleBaseline(width=384, dropout=0.1), flat=True),
     },
     "semgcn": {
-        "published": lambda _: Flattened(SemGCN("h36m_16"), flat=False),
-        "small": lambda _: Flattened(SemGCN("h36m_16", width=48, blocks=2), flat=False),
+        "published": lambda _: SingleFrame(SemGCN("h36m_16"), flat=False),
+        "small": lambda _: SingleFrame(SemGCN("h36m_16", width=48, blocks=2), flat=False),
     },
     "stgcn": {
         "published": lambda frames: STGCN("h36m_16", frames=frames),

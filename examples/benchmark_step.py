@@ -1,65 +1,133 @@
 """What the hook costs: a training step with it over the same step without it.
 
-    python examples/benchmark_step.py [--batch 1024] [--width 1024] [--device cuda] [--json FILE]
+    python examples/benchmark_step.py                       # every section; some minutes on a CPU
+    python examples/benchmark_step.py --sections steps --estimators videopose3d --device cuda
 
-Plain and hooked steps alternate in one process, and the ratio is taken pair by pair, so that a
-machine whose speed drifts does not show as a difference. Prints medians and the quartiles.
+Steps that are compared alternate in one process, and the ratio is taken pair by pair, so that a
+machine whose speed drifts does not show as a difference. Prints medians and quartiles.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import resource
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
 import torch
+from estimators.semgcn import SemGCN
+from estimators.simple_baseline import SimpleBaseline
+from estimators.stgcn import STGCN
+from estimators.videopose3d import StridedTemporalModel
+from lifters import SingleFrame
 from mocap import demo_cameras, pairs
 from motion import source_motion
-from quickstart import Lifter
-from torch import Tensor
+from report import format_steps
+from torch import Tensor, nn
 
-from poseaug_plugin import PoseAugHook, metrics
+from poseaug_plugin import PoseAdapter, PoseAugHook, metrics
 
+ESTIMATORS: dict[str, Callable[[], nn.Module]] = {
+    "simple_baseline": lambda: SingleFrame(SimpleBaseline(), flat=True),
+    "semgcn": lambda: SingleFrame(SemGCN("h36m_16"), flat=False),
+    "stgcn": lambda: STGCN("h36m_16"),
+    "videopose3d": lambda: StridedTemporalModel(16, 16, filter_widths=(1, 1, 1)),
+    "videopose3d-27": lambda: StridedTemporalModel(16, 16, filter_widths=(3, 3, 3)),
+}
+SMALL: dict[str, Callable[[], nn.Module]] = {
+    "simple_baseline": lambda: SingleFrame(SimpleBaseline(width=32), flat=True),
+    "semgcn": lambda: SingleFrame(SemGCN("h36m_16", width=16, blocks=1), flat=False),
+    "stgcn": lambda: STGCN("h36m_16", widths=(8, 8, 8), part_width=8),
+    "videopose3d": lambda: StridedTemporalModel(16, 16, filter_widths=(1, 1), channels=16),
+    "videopose3d-27": lambda: StridedTemporalModel(16, 16, filter_widths=(3, 3, 3), channels=16),
+}
+FRAMES = {"videopose3d-27": 27}
+
+# An iteration of the released code (PoseAug f469ce4) over a plain estimator step: measured by
+# running that code on two CPU cores with a batch of 1024.
+RELEASED_ITERATION = {
+    "simple_baseline": 5.0,
+    "semgcn": 4.3,
+    "stgcn": 3.55,
+    "videopose3d": 3.9,
+}
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     # name: (times the batch that the plain step trains on, options of the hook)
-    "random augmentation": (1, {"preset": "random"}),
     "replace (default)": (1, {}),
-    "append, over a plain step on 2B": (2, {"mix": "append"}),
-    "replace, feedback through the estimator": (
-        1,
-        {"feedback": "estimator", "moved_weight": 0.1},
-    ),
+    "append, over 2B": (2, {"mix": "append"}),
+    "random augmentation": (1, {"preset": "random"}),
+    "feedback through the estimator": (1, {"feedback": "estimator"}),
 }
+SECTIONS = ("steps", "memory", "batches", "windows")
+Row = dict[str, Any]
+
+
+class Pooled(nn.Module):
+    """A lifter that costs next to nothing, so that what is timed is the hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(32, 48)
+
+    def forward(self, keypoints: Tensor) -> Tensor:
+        """(B, T, 16, 2) to (B, 1, 16, 3)."""
+        return self.layer(keypoints.mean(1).flatten(1)).reshape(-1, 1, 16, 3)
+
+
+def poses(size: int, frames: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Windows of one procedural motion: 2D, absolute 3D, intrinsics."""
+    seen = pairs(source_motion(), demo_cameras().cameras["source"], ["S1"], joints=16)
+    generator = torch.Generator().manual_seed(0)
+    starts = torch.randint(len(seen.joints_3d) // 8, (size,), generator=generator)
+    places = starts[:, None] + torch.arange(frames)
+    keypoints, joints = (torch.from_numpy(a)[places] for a in seen[:2])
+    return (
+        keypoints.to(device),
+        joints.to(device),
+        torch.from_numpy(seen.intrinsics)[starts].to(device),
+    )
 
 
 class Step:
     """One estimator with its optimizer, perhaps hooked, fed from the same poses again and again."""
 
     def __init__(
-        self, batch: tuple[Tensor, ...], width: int, options: dict[str, Any] | None
+        self,
+        make: Callable[[], nn.Module],
+        batch: tuple[Tensor, Tensor, Tensor],
+        options: dict[str, Any] | None,
     ) -> None:
         self.batch = batch
         torch.manual_seed(0)
-        self.estimator = Lifter(16, width).to(batch[0].device)
+        self.estimator = make().to(batch[0].device)
         self.optimizer = torch.optim.Adam(self.estimator.parameters(), lr=1e-3)
         self.hook = None
         if options is not None:
-            self.hook = PoseAugHook(self.estimator, self.optimizer, skeleton="h36m_16", **options)
+            self.hook = PoseAugHook(
+                self.estimator,
+                self.optimizer,
+                skeleton="h36m_16",
+                adapter=PoseAdapter(root="absolute"),
+                **options,
+            )
 
     def seconds(self) -> float:
         """Time one whole step."""
         self._wait()
         started = time.perf_counter()
         inputs_2d, inputs_3d, cameras = self.batch
-        inputs_3d = inputs_3d.clone()
         if self.hook is not None:
             inputs_2d, inputs_3d = self.hook.augment(inputs_2d, inputs_3d, cameras)
-        inputs_3d[:, :, 0] = 0
+        target = inputs_3d[:, inputs_3d.shape[1] // 2, None]
         self.optimizer.zero_grad()
-        metrics.mpjpe(self.estimator(inputs_2d), inputs_3d).backward()
+        metrics.mpjpe(self.estimator(inputs_2d), target - target[:, :, :1]).backward()
         self.optimizer.step()
         self._wait()
         return time.perf_counter() - started
@@ -69,63 +137,152 @@ class Step:
             torch.cuda.synchronize()
 
 
-def measure(plain: Step, hooked: Step, repeats: int) -> dict[str, float]:
-    """Medians of both steps in ms, and of their ratio."""
-    for _ in range(3):
-        plain.seconds(), hooked.seconds()
-    times = [(plain.seconds(), hooked.seconds()) for _ in range(repeats)]
-    ratios = [h / p for p, h in times]
+def ratio(hooked: list[float], plain: list[float]) -> Row:
+    """Median and quartiles of the ratios of pairs."""
+    ratios = [h / p for h, p in zip(hooked, plain, strict=True)]
     low, _, high = quantiles(ratios, n=4)
     return {
-        "plain_ms": 1000 * median(p for p, _ in times),
-        "hooked_ms": 1000 * median(h for _, h in times),
         "ratio": median(ratios),
-        "ratio_low": low,
-        "ratio_high": high,
+        "low": low,
+        "high": high,
+        "plain_ms": 1000 * median(plain),
+        "hooked_ms": 1000 * median(hooked),
     }
 
 
-def main() -> None:
-    """Measure every case and print a table."""
+def alternate(steps: list[Step], repeats: int) -> list[list[float]]:
+    """Times of each step, taken in turn."""
+    for step in steps * 2:
+        step.seconds()
+    times = [[step.seconds() for step in steps] for _ in range(repeats)]
+    return [list(column) for column in zip(*times, strict=True)]
+
+
+def measure_steps(name: str, make: Callable[[], nn.Module], arguments: Any) -> list[Row]:
+    """Every case of one estimator."""
+    batch, device = arguments.batch, arguments.device
+    single, double = (poses(n * batch, FRAMES.get(name, 1), device) for n in (1, 2))
+    rows = []
+    for case, (times, options) in CASES.items():
+        plain = Step(make, single, None)
+        steps = [plain, Step(make, single, options)]
+        if times == 2:
+            steps.append(Step(make, double, None))
+        columns = alternate(steps, arguments.repeats)
+        row = {"section": "steps", "estimator": name, "case": case, "batch": batch}
+        rows.append(row | ratio(columns[1], columns[times - 1 if times == 1 else 2]))
+        if times == 2 and name in RELEASED_ITERATION:
+            own = ratio(columns[1], columns[0])["ratio"]
+            rows.append(
+                {"section": "released", "estimator": name, "case": "released / append"}
+                | {"ratio": RELEASED_ITERATION[name] / own, "append_over_plain": own}
+            )
+    return rows
+
+
+def peak_memory(name: str, kind: str, arguments: Any) -> float:
+    """MiB that three steps of ``kind`` ("plain" on 2B, or "append") take at most.
+
+    On a CPU what the process grows by while it steps, in a process of its own.
+    """
+    make = (SMALL if arguments.smoke else ESTIMATORS)[name]
+    times, options = (2, None) if kind == "plain" else (1, {"mix": "append"})
+    batch = poses(times * arguments.batch, FRAMES.get(name, 1), arguments.device)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if batch[0].is_cuda:
+        torch.cuda.reset_peak_memory_stats()
+    step = Step(make, batch, options)
+    for _ in range(3):
+        step.seconds()
+    if batch[0].is_cuda:
+        return torch.cuda.max_memory_allocated() / 2**20
+    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, 1) / 2**10
+
+
+def measure_memory(name: str, arguments: Any) -> Row:
+    """Append against the plain step on 2B."""
+
+    def of(kind: str) -> float:
+        command = [sys.executable, __file__, "--peak-memory", name, kind]
+        command += ["--batch", str(arguments.batch), "--device", arguments.device]
+        command += ["--smoke"] * arguments.smoke
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    plain, hooked = of("plain"), of("append")
+    row = {"section": "memory", "estimator": name, "case": "append, over 2B"}
+    return row | {"ratio": hooked / plain, "plain_mib": plain, "hooked_mib": hooked}
+
+
+def measure_growth(arguments: Any, section: str) -> list[Row]:
+    """Time of the hook alone, against batch size or window length."""
+    sizes = [64, 256, 1024, 4096, 16384] if section == "batches" else [1, 3, 9, 27, 81, 243]
+    sizes = sizes[:2] if arguments.smoke else sizes
+    rows = []
+    for size in sizes:
+        batch, frames = (size, 1) if section == "batches" else (256, size)
+        given = poses(batch, frames, arguments.device)
+        plain, hooked = alternate(
+            [Step(Pooled, given, None), Step(Pooled, given, {})], max(3, arguments.repeats // 2)
+        )
+        milliseconds = 1000 * median(h - p for h, p in zip(hooked, plain, strict=True))
+        rows.append(
+            {"section": section, "batch": batch, "frames": frames, "hook_ms": milliseconds}
+            | {"us_per_frame": 1000 * milliseconds / (batch * frames)}
+        )
+    return rows
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS))
     parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--width", type=int, default=1024, help="hidden width of the estimator")
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path, help="write the figures here as well")
     parser.add_argument("--smoke", action="store_true", help="the whole path in seconds")
+    parser.add_argument("--peak-memory", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.smoke:
-        arguments.batch, arguments.width, arguments.repeats = 64, 64, 3
+        arguments.batch, arguments.repeats = 32, 3
+    return arguments
 
-    data = pairs(source_motion(), demo_cameras().cameras["source"], ["S1"], joints=16)
-    rows = torch.randperm(len(data.joints_3d), generator=torch.Generator().manual_seed(0))
 
-    def batch(times: int) -> tuple[Tensor, ...]:
-        chosen = rows[torch.arange(times * arguments.batch) % len(rows)]
-        keypoints, joints, cameras = (torch.from_numpy(a)[chosen] for a in data[:3])
-        joints = joints.clone()
-        joints[:, 1:] -= joints[:, :1]
-        return tuple(t.to(arguments.device) for t in (keypoints[:, None], joints[:, None], cameras))
-
-    print(
-        f"MLP {arguments.width} wide, batch {arguments.batch}, {arguments.device}, "
-        f"{torch.get_num_threads()} threads, torch {torch.__version__}, {arguments.repeats} pairs\n"
-    )
-    print(
-        "| hooked step | plain, ms | hooked, ms | hooked / plain (quartiles) |\n|---|---|---|---|"
-    )
-    results = {}
-    for name, (times, options) in CASES.items():
-        plain = Step(batch(times), arguments.width, None)
-        hooked = Step(batch(1), arguments.width, options)
-        result = results[name] = measure(plain, hooked, arguments.repeats)
-        print(
-            f"| {name} | {result['plain_ms']:.1f} | {result['hooked_ms']:.1f} | "
-            f"**{result['ratio']:.2f}** ({result['ratio_low']:.2f} to {result['ratio_high']:.2f}) |"
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1) + "\n")
+def main() -> None:
+    """Measure what is asked for and print the tables."""
+    arguments = parse_arguments()
+    if arguments.peak_memory:
+        print(peak_memory(*arguments.peak_memory, arguments))
+        return
+    rows: list[Row] = [
+        {
+            "section": "machine",
+            "device": torch.cuda.get_device_name()
+            if arguments.device.startswith("cuda")
+            else f"{torch.get_num_threads()} CPU threads",
+            "torch": torch.__version__,
+            "batch": arguments.batch,
+        }
+    ]
+    work: list[Callable[[], list[Row]]] = []
+    for name in arguments.estimators:
+        make = (SMALL if arguments.smoke else ESTIMATORS)[name]
+        if "steps" in arguments.sections:
+            work.append(partial(measure_steps, name, make, arguments))
+        if "memory" in arguments.sections:
+            work.append(lambda name=name: [measure_memory(name, arguments)])
+    for section in ("batches", "windows"):
+        if section in arguments.sections:
+            work.append(partial(measure_growth, arguments, section))
+    for piece in work:
+        made = piece()
+        rows += made
+        for row in made:
+            print(json.dumps(row), file=sys.stderr, flush=True)
+        if arguments.json:
+            arguments.json.write_text(json.dumps({"steps": rows}, indent=1) + "\n")
+    print(format_steps(rows))
 
 
 if __name__ == "__main__":

@@ -174,21 +174,50 @@ def _generalisation_of(results: list[Result], title: str) -> str:
     return "\n".join(lines)
 
 
-def format_steps(results: dict[str, dict[str, float]]) -> str:
-    """A Markdown table of what `benchmark_step.py --json` wrote."""
-    lines = ["| hooked step | hooked / plain (quartiles) |", "|---|---|"]
-    for name, r in results.items():
-        lines.append(
-            f"| {name} | **{r['ratio']:.2f}** ({r['ratio_low']:.2f} to {r['ratio_high']:.2f}) |"
-        )
-    return "\n".join(lines)
+def format_steps(rows: list[Result]) -> str:
+    """Markdown tables of what `benchmark_step.py --json` wrote."""
+    machine = next(r for r in rows if r["section"] == "machine")
+    tables = [f"{machine['device']}, batch {machine['batch']}, torch {machine['torch']}."]
+    steps = [r for r in rows if r["section"] == "steps"]
+    memory = {r["estimator"]: r for r in rows if r["section"] == "memory"}
+    released = {r["estimator"]: r for r in rows if r["section"] == "released"}
+    cases = list(dict.fromkeys(r["case"] for r in steps))
+    if steps:
+        extra = ["peak memory of append, over 2B"] * bool(memory)
+        extra += ["released iteration / append"] * bool(released)
+        lines = [
+            f"| hooked step / plain step (quartiles) | {' | '.join([*cases, *extra])} |",
+            "|---" * (len(cases) + len(extra) + 1) + "|",
+        ]
+        for name in dict.fromkeys(r["estimator"] for r in steps):
+            found = {r["case"]: r for r in steps if r["estimator"] == name}
+            cells = [
+                f"**{found[c]['ratio']:.2f}** ({found[c]['low']:.2f} to {found[c]['high']:.2f})"
+                for c in cases
+            ]
+            for table in [memory] * bool(memory) + [released] * bool(released):
+                cells.append(f"{table[name]['ratio']:.2f}" if name in table else "")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    for section, label in (("batches", "batch"), ("windows", "frames")):
+        chosen = [r for r in rows if r["section"] == section]
+        if chosen:
+            columns = {
+                label: [str(r[label]) for r in chosen],
+                "hook alone, ms": [f"{r['hook_ms']:.0f}" for r in chosen],
+                "µs per frame": [f"{r['us_per_frame']:.1f}" for r in chosen],
+            }
+            lines = [f"| {head} | {' | '.join(cells)} |" for head, cells in columns.items()]
+            lines.insert(1, "|---" * (len(chosen) + 1) + "|")
+            tables.append("\n".join(lines))
+    return "\n\n".join(tables)
 
 
 def table_of(path: Path, compact: bool = False) -> str:
     """The table that belongs to a results file."""
     results = json.loads(path.read_text())
     if not isinstance(results, list):
-        return format_steps(results)
+        return format_steps(results["steps"])
     if results and "estimator" in results[0]:
         return format_generalisation(results)
     return format_compact(results) if compact else format_table(results)

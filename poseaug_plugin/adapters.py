@@ -44,7 +44,11 @@ class HostPoses(NamedTuple):
 
 
 class Adapter(Protocol):
-    """What the hook asks of a host's format. Shapes only, never values: no device sync."""
+    """What the hook asks of a host's format. Shapes only, never values: no device sync.
+
+    Where the estimator takes its input in another shape than `encode` gives, a method
+    ``estimator_inputs(inputs_2d)`` makes it, for ``feedback="estimator"``.
+    """
 
     def check(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, num_joints: int) -> str:  # noqa: ANN401
         """What is wrong with the shapes, in words, or an empty string."""
@@ -172,6 +176,10 @@ class PoseAdapter:
             keypoints.reshape(like.inputs_2d.shape).to(like.inputs_2d.dtype),
             (joints / self.metres_per_unit).reshape(like.inputs_3d.shape).to(like.inputs_3d.dtype),
         )
+
+    def estimator_inputs(self, inputs_2d: Tensor) -> Tensor:
+        """What the estimator takes for ``inputs_2d``: the same."""
+        return inputs_2d
 
     def predicted_joints(self, prediction: Tensor, skeleton: Skeleton) -> Tensor:
         """(B, T, J, 3), (B, J, 3) or flattened (B, J * 3), in the host's unit."""

@@ -78,6 +78,7 @@ class IsolatedError:
         """
         joints = matching_frames(joints, self.frames, self.target)
         inputs = self.adapter.encode(joints, keypoints, self.clean, self.skeleton).inputs_2d
+        inputs = getattr(self.adapter, "estimator_inputs", lambda same: same)(inputs)
         mode = self.config.estimator_mode
         output = first_tensor(isolated_call(self.estimator, inputs, self.generator, mode))
         if output is None:

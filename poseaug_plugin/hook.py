@@ -506,6 +506,8 @@ def _put(original: Tensor, made: Tensor, clean: Tensor, augmented: Augmented, mi
 
 def _twice(camera: Any) -> Any:  # noqa: ANN401
     """(B, .) cameras for a batch and its appended copy; what is shared stays as it is."""
+    if isinstance(camera, (tuple, list)):
+        return type(camera)(map(_twice, camera))
     if getattr(camera, "ndim", 0) != 2:
         return camera
     return torch.cat([camera] * 2) if isinstance(camera, Tensor) else np.concatenate([camera] * 2)

@@ -14,7 +14,7 @@ from stand_ins import Kind, Run, attach, check_active, check_paused
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from poseaug_plugin import H36M_17, project_points
+from poseaug_plugin import H36M_17, PoseAugHook, project_points
 
 EPOCHS, SIZE, POSES = 2, 32, 240
 
@@ -132,3 +132,21 @@ def test_paused_hook_changes_nothing(pad: int) -> None:
 @each_pad
 def test_loop_with_the_hook(pad: int) -> None:
     check_active(run(pad, "plain"), run(pad, "active"))
+
+
+def test_feedback_through_the_estimator_asks_it_as_the_host_does() -> None:
+    network = Network(0)
+    optimizer = torch.optim.Adam(network.parameters())
+    hook = PoseAugHook(
+        network, skeleton="h36m_17", adapter=STGCNAdapter(), feedback="estimator", width=16
+    )
+    batch = absolute_batch(SIZE, H36M_17)
+    input_2D, gt_3D = hook.augment(
+        batch.inputs_2d, with_trajectory(batch.inputs_3d, H36M_17), batch.camera
+    )
+    output_3D = network(STGCNAdapter().estimator_inputs(input_2D)).permute(0, 2, 3, 4, 1)
+    gt_3D[:, :, 0] = 0
+    mpjpe(output_3D[:, :, :, 0], gt_3D).backward()
+    optimizer.step()
+    assert hook.losses.policy.feedback.isfinite()
+    assert hook.diagnostics().hardness_ratio > 0

@@ -50,6 +50,10 @@ class STGCNAdapter(PoseAdapter):
         """As `PoseAdapter`'s, without the scale."""
         return super().decode(inputs_2d, inputs_3d, _camera_and_scale(camera)[0], skeleton)
 
+    def estimator_inputs(self, inputs_2d: Tensor) -> Tensor:
+        """(N, 2, T, J, 1) as the host permutes it."""
+        return inputs_2d.permute(0, 3, 1, 2).unsqueeze(-1).contiguous()
+
     def predicted_joints(self, prediction: Tensor, skeleton: Skeleton) -> Tensor:
         """(N, 3, T, J, 1) as the network gives it, before the host permutes it."""
         return super().predicted_joints(prediction.permute(0, 2, 3, 4, 1), skeleton)

@@ -8,6 +8,7 @@ HOSTS = {
     host.name: host
     for host in (
         videopose3d.HOST,
+        videopose3d.WINDOWS,
         semgcn.HOST,
         semgcn.LINEAR,
         stgcn.HOST,
