@@ -29,6 +29,8 @@ class PartKCSDiscriminator(nn.Module):
     """
 
     part_masks: Tensor
+    entries: Tensor
+    entry_masks: Tensor
 
     def __init__(
         self,
@@ -48,6 +50,12 @@ class PartKCSDiscriminator(nn.Module):
             mask[list(members)] = 1.0
         pair_masks = (masks.unsqueeze(2) * masks.unsqueeze(1)).flatten(1)
         self.register_buffer("part_masks", pair_masks, persistent=False)
+        # A part's own entries of the Gram matrix, filled up with others that are masked. Most of
+        # the matrix is zero to a part; multiplying it all would be most of the critic's cost.
+        own = pair_masks.sort(dim=1, descending=True, stable=True)
+        most = int(pair_masks.sum(1).max())
+        self.register_buffer("entries", own.indices[:, :most], persistent=False)
+        self.register_buffer("entry_masks", own.values[:, :most], persistent=False)
         self.layer_1 = GroupedLinear(len(parts), bones * bones, width)
         self.layer_2 = GroupedLinear(len(parts), width, width)
         self.layer_3 = GroupedLinear(len(parts), width, width)
@@ -59,7 +67,8 @@ class PartKCSDiscriminator(nn.Module):
         directions = bone_directions(joints_to_bones(joints, self.skeleton))
         gram = kinematic_chain_space(directions).flatten(1)
         activate = nn.functional.leaky_relu
-        features = activate(self.layer_1(gram.unsqueeze(1) * self.part_masks))
+        seen = gram.index_select(1, self.entries.flatten()).unflatten(1, self.entries.shape)
+        features = activate(self.layer_1(seen * self.entry_masks, self.entries))
         deeper = self.layer_3(activate(self.layer_2(features))) + features
         return self.score(activate(self.layer_last(deeper))).squeeze(-1)
 

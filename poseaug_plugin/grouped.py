@@ -18,6 +18,14 @@ class GroupedLinear(nn.Module):
         self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
         self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply every group's layer to its own features."""
-        return torch.einsum("bgi,goi->bgo", x, self.weight) + self.bias
+    def forward(self, x: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Apply every group's layer to its own features.
+
+        Args:
+            x: (B, groups, inputs), or (B, groups, k) where all other inputs are zero.
+            columns: (groups, k) which inputs those are.
+        """
+        weight: Tensor = self.weight
+        if columns is not None:
+            weight = weight.gather(2, columns.unsqueeze(1).expand(-1, weight.shape[1], -1))
+        return torch.einsum("bgi,goi->bgo", x, weight) + self.bias
