@@ -168,6 +168,7 @@ class Host:
         dropout: Likewise.
         frozen: The first layer does not learn and the first BatchNorm is in eval mode.
         gradients_off: The host forgot gradients off while it fetches and augments.
+        frames: Of a window, which the estimator lifts as a whole.
     """
 
     optimizer: str = "adam"
@@ -178,6 +179,7 @@ class Host:
     dropout: float = 0.2
     frozen: bool = False
     gradients_off: bool = False
+    frames: int = 1
 
 
 Trace = list[dict[str, Any]]
@@ -198,7 +200,12 @@ def run_host(
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002
     estimator = wrap(
-        make_lifter(batch_norm=host.batch_norm, dropout=host.dropout, frozen=host.frozen)
+        make_lifter(
+            frames=host.frames,
+            batch_norm=host.batch_norm,
+            dropout=host.dropout,
+            frozen=host.frozen,
+        )
     )
     optimizer = OPTIMIZERS[host.optimizer]([p for p in estimator.parameters() if p.requires_grad])
     scaler = torch.amp.GradScaler(

@@ -78,12 +78,16 @@ HOSTS = {
     "autocast and scaler": Host(autocast=True, overflows=(0,)),
     "accumulation": Host(accumulation=3),
     "accumulation and scaler": Host(accumulation=3, overflows=(2,)),
+    "windows": Host(frames=9),
+    "windows, autocast and scaler": Host(frames=3, autocast=True, overflows=(1,)),
+    "windows, accumulation": Host(frames=3, accumulation=2),
 }
 
 
 def host_batches(host: Host) -> list[Batch]:
     count = 2 if host.overflows is None else 3
-    return list(batches(count if host.accumulation == 1 else 2 * host.accumulation))
+    count = count if host.accumulation == 1 else 2 * host.accumulation
+    return stream(count, frames=host.frames)
 
 
 @lru_cache

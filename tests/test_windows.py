@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from estimators import STGCN, SpatioTemporalTransformer, StridedTemporalModel, TemporalModel
 from helpers import h36m_intrinsics, human_poses
 from loops import (
     Batch,
@@ -319,6 +320,76 @@ def test_resumed_windows_go_on_bit_for_bit() -> None:
     run(*resumed, range(3, 6))
     assert differences(whole[0].state_dict(), resumed[0].state_dict()) == []
     assert differences(whole[1].state_dict(), resumed[1].state_dict()) == []
+
+
+# -- estimators of windows -------------------------------------------------------------------------
+
+
+def lifting_one_frame(estimator: nn.Module, keypoints: Tensor, joints: Tensor) -> Tensor:
+    return mpjpe(estimator(keypoints), joints[:, joints.shape[1] // 2, None])
+
+
+def lifting_every_frame(estimator: nn.Module, keypoints: Tensor, joints: Tensor) -> Tensor:
+    return mpjpe(estimator(keypoints), joints)
+
+
+def lifting_the_last_frame(estimator: nn.Module, keypoints: Tensor, joints: Tensor) -> Tensor:
+    return mpjpe(estimator(keypoints)[:, -1:], joints[:, -1:])
+
+
+WINDOWED: dict[str, tuple[Any, Any]] = {
+    "strided": (
+        lambda: StridedTemporalModel(16, 16, filter_widths=(3, 3), channels=16),
+        lifting_one_frame,
+    ),
+    "dense": (
+        lambda: TemporalModel(16, 16, filter_widths=(3, 3), channels=16),
+        lifting_one_frame,
+    ),
+    "ST-GCN": (
+        lambda: STGCN("h36m_16", frames=9, widths=(8, 8, 16), part_width=16),
+        lifting_one_frame,
+    ),
+    "transformer": (lambda: SpatioTemporalTransformer(16, 9, width=16), lifting_every_frame),
+    "causal transformer": (
+        lambda: SpatioTemporalTransformer(16, 9, width=16, causal=True),
+        lifting_the_last_frame,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WINDOWED)
+def test_estimators_of_windows_train_and_are_seen(name: str) -> None:
+    make, loss_of = WINDOWED[name]
+    torch.manual_seed(0)
+    estimator = make()
+    hook = make_hook(estimator)
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(8):
+        camera, inputs_3d, inputs_2d = make_batch(16, frames=9)
+        inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+        inputs_3d[:, :, 0] = 0
+        optimizer.zero_grad()
+        loss = loss_of(estimator, inputs_2d, inputs_3d)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert hook.losses.predictor.isfinite()
+    assert hook.diagnostics().hardness_ratio > 0
+    assert hook.diagnostics().kept_share > 0.5
+
+
+def test_causal_transformer_sees_no_frame_to_come() -> None:
+    torch.manual_seed(0)
+    keypoints = torch.randn(2, 9, 16, 2, requires_grad=True)
+    for causal in (False, True):
+        lifted = SpatioTemporalTransformer(16, 9, width=16, causal=causal)(keypoints)
+        assert lifted.shape == (2, 9, 16, 3)
+        (slopes,) = torch.autograd.grad(lifted[:, 4].sum(), keypoints)
+        assert bool(slopes[:, 5:].any()) == (not causal)
+        assert slopes[:, :5].flatten(2).any(2).all()
 
 
 # -- training on whole windows ---------------------------------------------------------------------

@@ -5,6 +5,14 @@ from __future__ import annotations
 from .semgcn import SemGCN
 from .simple_baseline import SimpleBaseline
 from .stgcn import STGCN
+from .transformer import SpatioTemporalTransformer
 from .videopose3d import StridedTemporalModel, TemporalModel
 
-__all__ = ["STGCN", "SemGCN", "SimpleBaseline", "StridedTemporalModel", "TemporalModel"]
+__all__ = [
+    "STGCN",
+    "SemGCN",
+    "SimpleBaseline",
+    "SpatioTemporalTransformer",
+    "StridedTemporalModel",
+    "TemporalModel",
+]
