@@ -56,7 +56,8 @@ def _bones() -> list[tuple[int, int, str]]:
     return bones
 
 
-def _draw_3d(axes: Any, joints: Array, title: str) -> None:
+def draw_pose_3d(axes: Any, joints: Array, title: str) -> None:
+    """(J, 3) camera-space metres, about the root."""
     # Camera space has y down and z forward; matplotlib wants z up.
     points = (joints - joints[0])[:, [0, 2, 1]] * [1, 1, -1]
     for child, parent, colour in _bones():
@@ -70,7 +71,8 @@ def _draw_3d(axes: Any, joints: Array, title: str) -> None:
     axes.set_title(title, fontsize=9)
 
 
-def _draw_2d(axes: Any, keypoints: Array, title: str) -> None:
+def draw_pose_2d(axes: Any, keypoints: Array, title: str) -> None:
+    """(J, 2) in the frame of the normalised screen."""
     for child, parent, colour in _bones():
         axes.plot(*keypoints[[child, parent]].T, color=colour, linewidth=2)
     axes.set(xlim=(-1, 1), ylim=(1, -1), aspect="equal", xticks=[], yticks=[])
@@ -129,12 +131,12 @@ def draw_overview(
         for row, (keypoints, joints, name) in enumerate(
             ((inputs_2d, inputs_3d, "original"), (new_2d, new_3d, "augmented"))
         ):
-            _draw_3d(
+            draw_pose_3d(
                 figure.add_subplot(grid[row, 4 * column : 4 * column + 2], projection="3d"),
                 _absolute(joints[index : index + 1])[0],
                 f"{name}, 3D",
             )
-            _draw_2d(
+            draw_pose_2d(
                 figure.add_subplot(grid[row, 4 * column + 2 : 4 * column + 4]),
                 keypoints[index, 0].cpu().numpy(),
                 f"{name}, 2D",
