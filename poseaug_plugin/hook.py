@@ -73,6 +73,9 @@ class PoseAugHook:
         real_poses_3d: (N, J, 3) poses that the 3D critic takes for real, instead of the batch's.
         real_poses_2d: (N, J, 2) likewise for the 2D critic; need not belong to the 3D poses.
         seed: Of the hook's own weights and noise.
+        auto_step: Train when the optimizer steps. Without, only when `step` is called: for a step
+            that is captured in a CUDA graph, in which Python does not run, or for several
+            optimizers per batch.
         **options: Any field of `PoseAugConfig`.
 
     Raises:
@@ -101,6 +104,7 @@ class PoseAugHook:
         real_poses_3d: Tensor | None = None,
         real_poses_2d: Tensor | None = None,
         seed: int = 0,
+        auto_step: bool = True,
         **options: Any,  # noqa: ANN401
     ) -> None:
         check_estimator(estimator)
@@ -137,9 +141,11 @@ class PoseAugHook:
             estimator.register_forward_hook(
                 InertCallback(self, PoseAugHook._on_forward), with_kwargs=True
             ),
-            # For every optimizer: which one trains the estimator shows when it steps.
-            register_optimizer_step_pre_hook(InertCallback(self, PoseAugHook._on_optimizer_step)),
         ]
+        if auto_step:
+            # For every optimizer: which one trains the estimator shows when it steps.
+            call = InertCallback(self, PoseAugHook._on_optimizer_step)
+            self._handles.append(register_optimizer_step_pre_hook(call))
         for handle in self._handles:
             weakref.finalize(self, handle.remove)
 
@@ -250,8 +256,9 @@ class PoseAugHook:
     def step(self) -> None:
         """Train policy, critics and predictor on the last augmented batch.
 
-        Called by itself right before the optimizer steps; only where the optimizer cannot be hooked
-        it has to be called by hand, before ``optimizer.step()``. Does nothing when there is nothing
+        Called by itself right before the optimizer steps; only where the optimizer cannot be
+        hooked, or with ``auto_step=False``, it has to be called by hand before
+        ``optimizer.step()``. Does nothing when there is nothing
         new, so calling it twice is safe.
 
         Raises:

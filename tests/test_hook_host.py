@@ -552,6 +552,18 @@ def test_feedback_gradient_is_that_of_finite_differences(mode: str) -> None:
     assert max(gradient.abs().max() for gradient in gradients) > 1e-3
 
 
+def test_without_auto_step_only_a_call_trains() -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator, auto_step=False)
+    optimizer = adam(estimator)
+    train(hook, estimator, optimizer, list(batches(2)))
+    assert hook.diagnostics().updates == 0
+    camera, inputs_3d, inputs_2d = make_batch()
+    estimator(hook.augment(inputs_2d, inputs_3d, camera)[0])
+    hook.step()
+    assert hook.diagnostics().updates == 1
+
+
 def test_default_feedback_never_calls_the_estimator() -> None:
     estimator = make_lifter()
     hook = make_hook(estimator)

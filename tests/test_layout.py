@@ -183,13 +183,16 @@ HOT = (
         "grouped",
         "curriculum",
         "guarded",
+        "windows",
+        "source",
+        "ranks",
     ),
     *("observation", "adapters", "estimator_error"),
 )
 # What reads values or sits between training steps.
 COLD = {
     *("state_dict", "load_state_dict", "problems_with", "get_extra_state", "set_extra_state"),
-    *("check_batch", "diagnostics", "_checked", "skeleton_tables", "__init__"),
+    *("open", "check_batch", "diagnostics", "_checked", "skeleton_tables", "__init__"),
 }
 SYNCS = {"item", "cpu", "numpy", "tolist", "nonzero", "argwhere", "masked_select", "unique"}
 

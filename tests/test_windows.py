@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from loops import (
     with_trajectory,
     without_trajectory,
 )
+from test_layout import NoSync
 from torch import Tensor, nn
 
 from poseaug_plugin import (
@@ -292,6 +294,19 @@ def test_one_target_frame_is_learned_from(feedback: str, mix: str) -> None:
         assert any(part in name for name in changed)
     if feedback == "predicted":
         assert any("predictor.motion" in name for name in changed)
+
+
+def test_windows_from_a_source_never_wait_for_the_device() -> None:
+    estimator = Strided()
+    hook = make_hook(estimator, source=source())
+    for seed in range(3):  # with critics and without
+        camera, inputs_3d, inputs_2d = one_target_frame(seed=seed)
+        with NoSync() if seed else nullcontext():
+            made_2d, _ = hook.augment(inputs_2d, inputs_3d, camera)
+        estimator(made_2d)
+        with NoSync():
+            hook.step()
+    assert hook.losses.predictor.isfinite()
 
 
 def test_resumed_windows_go_on_bit_for_bit() -> None:
