@@ -65,7 +65,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "random augmentation": (1, {"preset": "random"}),
     "feedback through the estimator": (1, {"feedback": "estimator"}),
 }
-SECTIONS = ("steps", "memory", "batches", "windows")
+SECTIONS = ("steps", "memory", "batches", "windows", "communication")
 Row = dict[str, Any]
 
 
@@ -213,6 +213,25 @@ def measure_memory(name: str, arguments: Any) -> Row:
     return row | {"ratio": hooked / plain, "plain_mib": plain, "hooked_mib": hooked}
 
 
+def communication(name: str, make: Callable[[], nn.Module]) -> Row:
+    """MiB that a rank gives to the all-reduces of a step: the hook's one, and the estimator's."""
+    estimator = make()
+    modules = PoseAugHook(estimator, skeleton="h36m_16").state_dict()["training"]["modules"]
+    learned = ("policy", "critic_3d", "critic_2d", "critic_motion", "predictor")
+
+    def mebibytes(*networks: str) -> float:
+        chosen = (v for k, v in modules.items() if k.split(".")[0] in networks)
+        return sum(4 * v.numel() for v in chosen if isinstance(v, Tensor)) / 2**20
+
+    return {
+        "section": "communication",
+        "estimator": name,
+        "hook_mib": mebibytes("policy", "predictor"),
+        "hook_with_critics_mib": mebibytes(*learned),
+        "estimator_mib": sum(4 * p.numel() for p in estimator.parameters()) / 2**20,
+    }
+
+
 def measure_growth(arguments: Any, section: str) -> list[Row]:
     """Time of the hook alone, against batch size or window length."""
     sizes = [64, 256, 1024, 4096, 16384] if section == "batches" else [1, 3, 9, 27, 81, 243]
@@ -272,6 +291,8 @@ def main() -> None:
             work.append(partial(measure_steps, name, make, arguments))
         if "memory" in arguments.sections:
             work.append(lambda name=name: [measure_memory(name, arguments)])
+        if "communication" in arguments.sections:
+            work.append(lambda name=name, make=make: [communication(name, make)])
     for section in ("batches", "windows"):
         if section in arguments.sections:
             work.append(partial(measure_growth, arguments, section))

@@ -199,6 +199,17 @@ def format_steps(rows: list[Result]) -> str:
                 cells.append(f"{table[name]['ratio']:.2f}" if name in table else "")
             lines.append(f"| {name} | {' | '.join(cells)} |")
         tables.append("\n".join(lines))
+    shared = [r for r in rows if r["section"] == "communication"]
+    if shared:
+        lines = [
+            "| all-reduced per step and rank, MiB | the hook's, with critics / without | "
+            "the estimator's own |",
+            "|---|---|---|",
+        ]
+        for r in shared:
+            hook = f"{r['hook_with_critics_mib']:.1f} / {r['hook_mib']:.1f}"
+            lines.append(f"| {r['estimator']} | {hook} | {r['estimator_mib']:.1f} |")
+        tables.append("\n".join(lines))
     for section, label in (("batches", "batch"), ("windows", "frames")):
         chosen = [r for r in rows if r["section"] == section]
         if chosen:

@@ -895,3 +895,28 @@ optimizer.step()
 assert not any(name.startswith("poseaug_plugin.") for name in sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+# -- torch.compile ---------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hooks_networks_compile_whole_and_once() -> None:
+    """No graph breaks, and nothing new after both kinds of step were seen."""
+    torch._dynamo.reset()
+    estimator = make_lifter(batch_norm=False)
+    hook = make_hook(estimator, mix="append")
+    trainer = hook._trainer
+    networks = (trainer.policy.network, trainer.predictor, *(c.network for c in trainer.critics))
+    for network in networks:
+        network.compile(backend="eager", dynamic=False)
+    optimizer = adam(estimator)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    train(hook, estimator, optimizer, stream(3))
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled >= len(networks) - 1  # of windows there are none
+    assert counters["graph_break"] == {}
+    train(hook, estimator, optimizer, stream(4, seed=1))
+    assert counters["stats"]["unique_graphs"] == compiled
+    assert hook.diagnostics().updates == 7
