@@ -174,6 +174,20 @@ def _generalisation_of(results: list[Result], title: str) -> str:
     return "\n".join(lines)
 
 
+def format_steps_compact(rows: list[Result]) -> str:
+    """The default and append alone, one line per estimator."""
+    steps = [r for r in rows if r["section"] == "steps"]
+    cases = list(dict.fromkeys(r["case"] for r in steps))[:2]
+    lines = [
+        f"| hooked step / plain step | {' | '.join(cases)} |",
+        "|---" * (len(cases) + 1) + "|",
+    ]
+    for name in dict.fromkeys(r["estimator"] for r in steps):
+        found = {r["case"]: r["ratio"] for r in steps if r["estimator"] == name}
+        lines.append(f"| {name} | {' | '.join(f'{found[c]:.2f}' for c in cases)} |")
+    return "\n".join(lines)
+
+
 def format_steps(rows: list[Result]) -> str:
     """Markdown tables of what `benchmark_step.py --json` wrote."""
     machine = next(r for r in rows if r["section"] == "machine")
@@ -224,13 +238,31 @@ def format_steps(rows: list[Result]) -> str:
     return "\n\n".join(tables)
 
 
+def format_generalisation_compact(results: list[Result]) -> str:
+    """One line per estimator: the second test's MPJPE and its change against the first row."""
+    test = list(results[0]["tests"])[1]
+    rows = rows_of(results)
+    lines = [
+        f"| {test} MPJPE, mm, mean of seeds | {' | '.join(rows)} |",
+        "|---" * (len(rows) + 1) + "|",
+    ]
+    for name, frames in dict.fromkeys((r["estimator"], r["frames"]) for r in results):
+        chosen = [r for r in results if (r["estimator"], r["frames"]) == (name, frames)]
+        errors = [values_of(chosen, row, test, "MPJPE") for row in rows]
+        first = mean(errors[0])
+        cells = [f"{mean(e):.1f} ({_change(mean(e), first)})" if e else "" for e in errors]
+        cells = [cell.removesuffix(" ()") for cell in cells]
+        lines.append(f"| {name}, {frames} frame{'s'[: frames > 1]} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def table_of(path: Path, compact: bool = False) -> str:
     """The table that belongs to a results file."""
     results = json.loads(path.read_text())
     if not isinstance(results, list):
-        return format_steps(results["steps"])
+        return (format_steps_compact if compact else format_steps)(results["steps"])
     if results and "estimator" in results[0]:
-        return format_generalisation(results)
+        return (format_generalisation_compact if compact else format_generalisation)(results)
     return format_compact(results) if compact else format_table(results)
 
 
