@@ -27,7 +27,7 @@ from mocap import (
     world_to_camera,
 )
 
-from poseaug_plugin.skeleton import SKELETONS
+from poseaug_plugin.skeletons import SKELETONS
 
 POSES = "data_3d_h36m.npz"
 KEYPOINTS = "data_2d_h36m_{}.npz"

@@ -15,7 +15,8 @@ from .hardness import HardnessPredictor
 from .hook import PoseAugHook
 from .policy import AugmentationPolicy, RandomPolicy, Spread
 from .rigid import root_relative
-from .skeleton import COCO_17, H36M_16, H36M_17, MPI_INF_3DHP_17, SKELETONS, SMPL_24, Skeleton
+from .skeleton import Skeleton
+from .skeletons import COCO_17, H36M_16, H36M_17, MPI_INF_3DHP_17, SKELETONS, SMPL_24
 from .source import PoseSource
 
 __version__ = "0.1.0"

@@ -12,7 +12,8 @@ from .anatomy import asymmetry, detour, knees_forward_share, length_variation
 from .bones import bone_lengths, joints_to_bones
 from .camera import project_points
 from .errors import PoseAugError
-from .skeleton import SKELETONS, Skeleton
+from .skeleton import Skeleton
+from .skeletons import SKELETONS
 
 _ASYMMETRIC = 0.12
 # People differ in a bone's length by less; joints that no bone connects, by more.

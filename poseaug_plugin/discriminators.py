@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from .bones import bone_directions, joints_to_bones, kinematic_chain_space
 from .grouped import GroupedLinear
-from .skeleton import Skeleton, find_skeleton
+from .skeleton import Skeleton
+from .skeletons import find_skeleton
 from .windows import num_motion_features
 
 

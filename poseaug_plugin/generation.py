@@ -13,7 +13,8 @@ from .camera import in_view, project_points
 from .config import PoseAugConfig
 from .hardness import HardnessController, HardnessPredictor, choose_candidate
 from .objectives import Generated
-from .policy import Policy, RawParameters
+from .policy import Policy
+from .regressors import RawParameters
 from .skeleton import Skeleton
 from .source import PoseWindows
 from .windows import middle_frame

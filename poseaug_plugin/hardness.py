@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .rigid import root_relative
-from .skeleton import Skeleton, find_skeleton
+from .skeleton import Skeleton
+from .skeletons import find_skeleton
 from .windows import displacements, middle_frame, num_displacements
 
 

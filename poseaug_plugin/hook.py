@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, overload
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
@@ -27,10 +26,12 @@ from .diagnostics import Diagnostics
 from .errors import PoseAugError, PoseAugWarning
 from .estimator_error import IsolatedError, observed_error
 from .generation import Augmented
+from .mixing import HostBatch, mixed, twice
 from .observation import PredictionObserver
 from .policy import Policy
 from .ranks import Ranks
-from .skeleton import Skeleton, find_skeleton
+from .skeleton import Skeleton
+from .skeletons import find_skeleton
 from .source import PoseSource
 from .training import Losses, PolicyTrainer
 
@@ -44,14 +45,6 @@ class _Pending(NamedTuple):
     augmented: Augmented
     returned: HostPoses
     clean: HostPoses  # the host's own rows that were augmented
-
-
-class HostBatch(NamedTuple):
-    """An augmented batch with its cameras."""
-
-    inputs_2d: Tensor
-    inputs_3d: Tensor
-    camera: Any
 
 
 class PoseAugHook:
@@ -208,7 +201,7 @@ class PoseAugHook:
         if not return_camera:
             return returned
         is_longer = returned.inputs_3d.shape[0] > inputs_3d.shape[0]
-        return HostBatch(*returned, _twice(camera) if is_longer else camera)
+        return HostBatch(*returned, twice(camera) if is_longer else camera)
 
     def _augmented(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> HostPoses:  # noqa: ANN401
         if not self.enabled:
@@ -235,8 +228,12 @@ class PoseAugHook:
                     augmented.moved, augmented.generated.keypoints, clean, skeleton
                 )
                 returned = HostPoses(
-                    _put(inputs_2d, made.inputs_2d, clean.inputs_2d, augmented, self.config.mix),
-                    _put(inputs_3d, made.inputs_3d, clean.inputs_3d, augmented, self.config.mix),
+                    *(
+                        mixed(original, new, old, augmented.rows, augmented.valid, self.config.mix)
+                        for original, new, old in zip(
+                            (inputs_2d, inputs_3d), made, clean, strict=True
+                        )
+                    )
                 )
         self._pending = _Pending(augmented, returned, clean)
         self._observer.expect(returned.inputs_2d)
@@ -499,25 +496,6 @@ def _skeleton_from(data: object) -> Skeleton:
         raise PoseAugError(
             f"PoseAugHook.load_state_dict: the skeleton in it cannot be read ({problem})."
         ) from problem
-
-
-def _put(original: Tensor, made: Tensor, clean: Tensor, augmented: Augmented, mix: str) -> Tensor:
-    """The host's batch with augmented rows where they are valid; everything else bit for bit."""
-    keep = augmented.valid.reshape(-1, *[1] * (made.dim() - 1))
-    rows = torch.where(keep, made, clean)
-    original = original.detach()
-    if mix == "append":
-        return torch.cat([original, rows])
-    return original.index_copy(0, augmented.rows, rows).contiguous()
-
-
-def _twice(camera: Any) -> Any:  # noqa: ANN401
-    """(B, .) cameras for a batch and its appended copy; what is shared stays as it is."""
-    if isinstance(camera, (tuple, list)):
-        return type(camera)(map(_twice, camera))
-    if getattr(camera, "ndim", 0) != 2:
-        return camera
-    return torch.cat([camera] * 2) if isinstance(camera, Tensor) else np.concatenate([camera] * 2)
 
 
 def _full_precision(device: torch.device) -> torch.autocast:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .augmentation import AugmentationParameters, centre_root, identity_parameters
-from .bones import bone_lengths, joints_to_bones, per_bone
+from .bones import per_bone
 from .errors import PoseAugError
-from .grouped import GroupedLinear
+from .regressors import RawParameters, RegressorNetwork
 from .rigid import axis_angle_to_matrix, root_relative, view_rotation
-from .skeleton import Skeleton, find_skeleton
-from .windows import displacements, middle_frame, num_displacements
+from .skeleton import Skeleton
+from .skeletons import find_skeleton
+from .windows import displacements, middle_frame
 
 Operation = Literal["bone_angle", "bone_length", "rigid"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
@@ -111,15 +112,6 @@ class Policy(nn.Module):
         """Both steps in one."""
         base_noise, network_noise = noise.split([self.base_noise_size, self.network_noise_size], 1)
         return self.assemble(joints, base_noise, self.regress(joints, network_noise))
-
-
-class RawParameters(NamedTuple):
-    """What the networks put out, before it is bounded."""
-
-    bone_angle: Tensor  # (B, bones, 3)
-    bone_length: Tensor  # (B, groups)
-    rotation: Tensor  # (B, 3)
-    translation: Tensor  # (B, 3)
 
 
 def _uniform(normal: Tensor) -> Tensor:
@@ -258,7 +250,7 @@ class AugmentationPolicy(Policy):
             skeleton, spread=spread, operations=operations, fixed_trunk=fixed_trunk
         )
         branches = 1 if shared_extractor else 4
-        self.network = _BranchNetwork(
+        self.network = RegressorNetwork(
             skeleton, branches, width, self.STAGES, self.NOISE, normalise=start == "released"
         )
         self.base_noise_size = self.base.base_noise_size if start == "random" else 0
@@ -347,80 +339,6 @@ class AugmentationPolicy(Policy):
                 rotation=rotation.unsqueeze(1), translation=translation.unsqueeze(1)
             )
         return parameters
-
-
-class _BranchNetwork(nn.Module):
-    """The regressors' MLPs as one stack of batched matrix products.
-
-    Branches in order: bone angle, bone length, rotation, translation. Only the second also sees the
-    bone lengths (`released` gan_generator.BLGenerator).
-    """
-
-    LENGTH_BRANCH = 1
-
-    def __init__(
-        self,
-        skeleton: Skeleton,
-        branches: int,
-        width: int,
-        stages: int,
-        noise: int,
-        *,
-        normalise: bool,
-    ) -> None:
-        super().__init__()
-        self.skeleton = skeleton
-        self.branches = branches
-        self.noise_size = branches * noise
-        self.inputs = GroupedLinear(branches, 3 * skeleton.num_joints + noise, width)
-        self.lengths = nn.Linear(skeleton.num_bones, width, bias=False)
-        self.hidden = nn.ModuleList(
-            [GroupedLinear(branches, width, width) for _ in range(2 * stages)]
-        )
-        self.norms = nn.ModuleList(
-            [
-                nn.BatchNorm1d(branches * width) if normalise else nn.Identity()
-                for _ in range(2 * stages + 1)
-            ]
-        )
-        sizes = (3 * skeleton.num_bones, skeleton.num_bone_length_groups, 3, 3)
-        self.heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
-
-    def start_at_zero(self) -> None:
-        """Make every output zero, and keep the gradients of the last layers alive."""
-        for parameter in self.heads.parameters():
-            nn.init.zeros_(parameter)
-
-    def look_at_motion(self) -> None:
-        """Take a window's displacements as well. Zero weights, so that they change nothing yet."""
-        width = self.inputs.bias.shape[1]
-        size = num_displacements(self.skeleton.num_joints, 3)
-        self.motion = nn.Parameter(torch.zeros(self.branches * width, size))
-
-    def forward(
-        self, relative_joints: Tensor, noise: Tensor, motion: Tensor | None = None
-    ) -> RawParameters:
-        """(B, J, 3) metres, (B, noise_size) and perhaps displacements to raw parameters."""
-        batch = relative_joints.shape[0]
-        pose = relative_joints.flatten(1).unsqueeze(1).expand(-1, self.branches, -1)
-        features = self.inputs(torch.cat([pose, noise.reshape(batch, self.branches, -1)], -1))
-        if motion is not None:
-            features = features + (motion @ self.motion.T).view_as(features)
-        lengths = self.lengths(bone_lengths(joints_to_bones(relative_joints, self.skeleton)))
-        branch = min(self.LENGTH_BRANCH, self.branches - 1)
-        before, own, after = features.split([branch, 1, self.branches - branch - 1], 1)
-        features = torch.cat([before, own + lengths.unsqueeze(1), after], 1)
-        features = self._activate(features, self.norms[0])
-        for layer, norm in zip(self.hidden, self.norms[1:], strict=True):
-            features = self._activate(layer(features), norm)
-        angle, length, rotation, translation = (
-            head(features[:, min(i, self.branches - 1)]) for i, head in enumerate(self.heads)
-        )
-        return RawParameters(angle.unflatten(1, (-1, 3)), length, rotation, translation)
-
-    @staticmethod
-    def _activate(features: Tensor, norm: nn.Module) -> Tensor:
-        return nn.functional.leaky_relu(norm(features.flatten(1)).view_as(features))
 
 
 def check_operations(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:

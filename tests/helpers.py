@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from poseaug_plugin.bones import bones_to_joints, per_bone
 from poseaug_plugin.discriminators import KeypointDiscriminator, PartKCSDiscriminator
 from poseaug_plugin.policy import AugmentationPolicy
-from poseaug_plugin.skeleton import H36M_16, Skeleton
+from poseaug_plugin.skeleton import Skeleton
+from poseaug_plugin.skeletons import H36M_16
 
 GOLDEN = Path(os.environ.get("POSEAUG_GOLDEN", Path(__file__).parent / "golden"))
 

@@ -15,7 +15,8 @@ from estimators.semgcn import NonLocal, SemGraphConv, adjacency, joint_groups
 from estimators.stgcn import joint_kernels, part_kernels
 from torch import Tensor, nn
 
-from poseaug_plugin.skeleton import COCO_17, H36M_16, H36M_17, SKELETONS, SMPL_24, Skeleton
+from poseaug_plugin.skeleton import Skeleton
+from poseaug_plugin.skeletons import COCO_17, H36M_16, H36M_17, SKELETONS, SMPL_24
 
 each_preset = pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS)
 both_forms = pytest.mark.parametrize("form", [TemporalModel, StridedTemporalModel])

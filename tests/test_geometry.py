@@ -50,7 +50,8 @@ from poseaug_plugin.rigid import (
     view_rotation,
     world_to_camera,
 )
-from poseaug_plugin.skeleton import H36M_16, SKELETONS, Skeleton
+from poseaug_plugin.skeleton import Skeleton
+from poseaug_plugin.skeletons import H36M_16, SKELETONS
 
 some_examples = settings(max_examples=25, deadline=None)
 

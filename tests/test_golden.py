@@ -67,7 +67,7 @@ from poseaug_plugin.rigid import (
     root_relative,
     world_to_camera,
 )
-from poseaug_plugin.skeleton import H36M_16
+from poseaug_plugin.skeletons import H36M_16
 
 KINEMATICS, KCS, DISCRIMINATORS, AUGMENTOR, CAMERA, LOSSES = map(
     golden, ("kinematics", "kcs", "discriminators", "augmentor", "camera", "losses")

@@ -23,9 +23,10 @@ SOURCES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 ROWS = (
     ("errors",),
     ("skeleton",),
+    ("skeletons",),
     ("bones", "rigid", "camera", "grouped", "curriculum", "pool"),
     ("windows",),
-    ("augmentation", "losses", "metrics", "anatomy"),
+    ("augmentation", "regressors", "losses", "metrics", "anatomy"),
     ("policy", "discriminators", "hardness"),
     (
         "adapters",
@@ -36,6 +37,7 @@ ROWS = (
         "diagnostics",
         "config",
         "ranks",
+        "mixing",
     ),
     ("objectives", "checks", "checkpoint", "source"),
     ("generation",),
@@ -56,9 +58,11 @@ LEAVES = {
     "observation": set(),
     "guarded": set(),
     "ranks": set(),
+    "mixing": set(),
     "attachment": {"errors"},
     "diagnostics": {"errors"},
     "skeleton": {"errors"},
+    "skeletons": {"errors", "skeleton"},
     "losses": {"bones", "errors", "skeleton"},
 }
 
@@ -186,6 +190,8 @@ HOT = (
         "windows",
         "source",
         "ranks",
+        "mixing",
+        "regressors",
     ),
     *("observation", "adapters", "estimator_error"),
 )

@@ -29,7 +29,8 @@ from poseaug_plugin.hardness import HardnessController, HardnessPredictor, choos
 from poseaug_plugin.policy import OPERATIONS, AugmentationPolicy, RandomPolicy, Spread
 from poseaug_plugin.pool import FakePosePool
 from poseaug_plugin.rigid import transform_rigidly
-from poseaug_plugin.skeleton import H36M_16, SKELETONS, Skeleton
+from poseaug_plugin.skeleton import Skeleton
+from poseaug_plugin.skeletons import H36M_16, SKELETONS
 
 AnyPolicy = RandomPolicy | AugmentationPolicy
 

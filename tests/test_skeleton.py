@@ -9,7 +9,8 @@ import pytest
 from helpers import REFERENCE_PARTS, golden
 
 from poseaug_plugin.errors import PoseAugError
-from poseaug_plugin.skeleton import H36M_16, H36M_17, SKELETONS, Skeleton, find_skeleton
+from poseaug_plugin.skeleton import Skeleton
+from poseaug_plugin.skeletons import H36M_16, H36M_17, SKELETONS, find_skeleton
 
 KINEMATICS, KCS, LOSSES = golden("kinematics"), golden("kcs"), golden("losses")
 

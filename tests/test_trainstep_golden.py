@@ -38,7 +38,7 @@ from poseaug_plugin.objectives import Generated, PolicyLosses, policy_objective
 from poseaug_plugin.policy import AugmentationPolicy, Policy, RawParameters
 from poseaug_plugin.pool import FakePosePool
 from poseaug_plugin.rigid import root_relative
-from poseaug_plugin.skeleton import H36M_16
+from poseaug_plugin.skeletons import H36M_16
 from poseaug_plugin.training import PolicyTrainer
 
 LOSSES = golden("losses")

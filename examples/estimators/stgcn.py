@@ -9,7 +9,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from poseaug_plugin import Skeleton
-from poseaug_plugin.skeleton import find_skeleton
+from poseaug_plugin.skeletons import find_skeleton
 
 from .common import check_shape, group_table, max_pool_groups
 
