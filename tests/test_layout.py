@@ -297,3 +297,20 @@ def test_other_formats_never_wait_for_the_device(kind: str) -> None:
         hook.observe(inputs_3d[:, 1:2].repeat(1, 1 if kind == "one frame of more" else 3, 1, 1))
         hook.step()
     assert hook.losses.predictor.isfinite()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("frames", [1, 3])
+def test_step_never_waits_for_the_gpu(frames: int) -> None:
+    estimator = make_lifter(frames=frames).cuda()
+    hook = make_hook(estimator)
+    for seed in range(4):  # the first makes what is made once
+        camera, inputs_3d, inputs_2d = (t.cuda() for t in make_batch(seed=seed, frames=frames))
+        torch.cuda.set_sync_debug_mode("error" if seed else "default")
+        try:
+            inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+            mpjpe(estimator(inputs_2d), inputs_3d).backward()
+            hook.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert hook.diagnostics().updates == 4
