@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from .camera import project_points
 from .errors import PoseAugError
 from .skeleton import Skeleton
 from .skeletons import SKELETONS
+from .windows import middle_frame
 
 _ASYMMETRIC = 0.12
 # People differ in a bone's length by less; joints that no bone connects, by more.
@@ -108,14 +110,21 @@ def check_batch(
     inputs_3d: Tensor,
     camera: Any,  # noqa: ANN401
     skeleton: Skeleton,
+    target_frame: Callable[[int], int] = middle_frame,
 ) -> BatchReport:
-    """Read a batch's values (this syncs the device) and say in words what looks wrong."""
+    """Read a batch's values (this syncs the device) and say in words what looks wrong.
+
+    Where 3D is of one frame of the window, ``target_frame`` tells which of so many it is.
+    """
     problem = adapter.check(inputs_2d, inputs_3d, camera, skeleton.num_joints)
     if problem:
         raise PoseAugError(f"PoseAugHook.check_batch: {problem} (skeleton {skeleton.name!r}).")
     batch = adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
     usable = batch.usable
     joints, keypoints = batch.joints[usable], batch.keypoints[usable]
+    if joints.shape[1] < keypoints.shape[1]:
+        target = target_frame(keypoints.shape[1])
+        keypoints = keypoints[:, target : target + 1]
     if not usable.any():
         blank = BatchReport((), camera is None, 0.0, *[torch.nan] * (len(BatchReport._fields) - 3))
         return blank._replace(

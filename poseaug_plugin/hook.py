@@ -34,6 +34,7 @@ from .skeleton import Skeleton
 from .skeletons import find_skeleton
 from .source import PoseSource
 from .training import Losses, PolicyTrainer
+from .windows import middle_frame
 
 _STATE_VERSION = 1
 _FORGOTTEN = 100  # augment calls without an update, after which a warning is due
@@ -115,7 +116,7 @@ class PoseAugHook:
                 "PoseAugHook: with several processes every one needs the hook's networks from the "
                 "first step on, so pass skeleton='h36m_17' (or another, or a Skeleton)."
             )
-        self._has_source = source is not None
+        self._source = source
         self._make_trainer: Callable[[Skeleton, torch.device], PolicyTrainer] = (
             lambda skeleton, device: PolicyTrainer(
                 *(skeleton, self.config, device, seed, policy, real_poses_3d, real_poses_2d),
@@ -313,7 +314,8 @@ class PoseAugHook:
         Reads values and changes nothing; arguments as for `augment`.
         """
         skeleton = self.skeleton or infer_skeleton(self.adapter, inputs_2d, inputs_3d, camera)
-        return check_batch(self.adapter, inputs_2d, inputs_3d, camera, skeleton)
+        target_frame = middle_frame if self._source is None else self._source.target_frame
+        return check_batch(self.adapter, inputs_2d, inputs_3d, camera, skeleton, target_frame)
 
     # -- checkpoints -----------------------------------------------------------------------------
 
@@ -404,7 +406,7 @@ class PoseAugHook:
         """What is wrong where 3D lacks frames that 2D has, and there is no source of them."""
         shapes = tuple(inputs_2d.shape), tuple(inputs_3d.shape)
         windows = all(len(shape) == 4 for shape in shapes)
-        if self._has_source or not windows or shapes[0][1] == shapes[1][1]:
+        if self._source is not None or not windows or shapes[0][1] == shapes[1][1]:
             return ""
         return (
             f"inputs_2d {shapes[0]} and inputs_3d {shapes[1]} must have the same frames, since a "

@@ -273,6 +273,18 @@ def test_window_of_2d_with_one_3d_frame(causal: bool) -> None:
     assert torch.equal(made_2d[rows][~valid], batch.inputs_2d[rows][~valid])
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_check_batch_compares_the_target_frame(causal: bool) -> None:
+    hook = make_hook(Strided(), source=source(causal=causal))
+    batch = one_target_frame(size=32, causal=causal)
+    report = hook.check_batch(batch.inputs_2d, batch.inputs_3d, batch.camera)
+    assert report.ok
+    assert report.reprojection_error < 1e-4
+    other = one_target_frame(size=32, causal=not causal)
+    moved = hook.check_batch(batch.inputs_2d, other.inputs_3d, batch.camera)
+    assert moved.reprojection_error > 1e-3
+
+
 @pytest.mark.parametrize("feedback", ["predicted", "estimator"])
 @pytest.mark.parametrize("mix", ["replace", "append"])
 def test_one_target_frame_is_learned_from(feedback: str, mix: str) -> None:
