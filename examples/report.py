@@ -157,8 +157,9 @@ def _generalisation_of(results: list[Result], title: str) -> str:
         f"{title} ({first['size']} size), {len({r['seed'] for r in results})} seed(s), "
         f"{first['updates']} updates of {first['batch']}; mm.",
         "",
-        f"| | {' | '.join(head)} | {hardest}, against {first['row']} | {' | '.join(groups)} |",
-        "|---" * (len(tests) + len(groups) + 2) + "|",
+        f"| | {' | '.join(head)} | {hardest}, against {first['row']} | {' | '.join(groups)} | "
+        "pitch, roll, bone angle, bone length: times |",
+        "|---" * (len(tests) + len(groups) + 3) + "|",
     ]
     reference = mean(values_of(results, first["row"], hardest, "MPJPE"))
     for row in rows_of(results):
@@ -170,7 +171,11 @@ def _generalisation_of(results: list[Result], title: str) -> str:
         runs = [r for r in results if r["row"] == row]
         cameras = (f"{mean(r['tests'][hardest]['by camera'][g] for r in runs):.0f}" for g in groups)
         seeds = f" ({len(runs)} seed)" if len(runs) == 1 else ""
-        lines.append(f"| {row}{seeds} | {' | '.join(cells)} | {change} | {' | '.join(cameras)} |")
+        columns = zip(*(r["spread_factors"] or [] for r in runs), strict=True)
+        factors = ", ".join(f"{mean(column):.1f}" for column in columns)
+        lines.append(
+            f"| {row}{seeds} | {' | '.join(cells)} | {change} | {' | '.join(cameras)} | {factors} |"
+        )
     return "\n".join(lines)
 
 
