@@ -12,6 +12,7 @@ from .augmentation import AugmentationParameters, apply_augmentation, moved_pose
 from .camera import in_view, project_points
 from .config import PoseAugConfig
 from .hardness import HardnessController, HardnessPredictor, choose_candidate
+from .isolation import unchanged_buffers
 from .objectives import Generated
 from .policy import Policy
 from .regressors import RawParameters
@@ -20,22 +21,27 @@ from .source import PoseWindows
 from .windows import middle_frame
 
 
-class Augmented(NamedTuple):
-    """An augmented batch: what gets out, and what the update needs."""
+class Draft(NamedTuple):
+    """What an augmentation is made of: the same draft gives the same poses."""
 
-    joints: Tensor  # (N, T or 1, J, 3) whole batch as it gets out, detached, where 3D is known
+    poses: CanonicalBatch  # (B, ...) what is augmented
+    base_noise: Tensor  # (B, base_noise_size) the chosen draw
+    network_noise: Tensor  # (B, network_noise_size)
+    judged_frame: Tensor | None  # (B,) which frame the critics see; None for T = 1
+
+
+class Augmented(NamedTuple):
+    """An augmented batch: what gets out, and what the update needs; nothing carries a graph."""
+
+    joints: Tensor  # (N, T or 1, J, 3) whole batch as it gets out, where 3D is known
     keypoints: Tensor  # (N, T, J, 2) likewise, all frames
     target: int  # the frame of the window that ``joints`` is, where it is one of several
     rows: Tensor  # (k,) which samples of the original batch were augmented
+    places: Tensor  # (k,) where they are in this one
     valid: Tensor  # (k,) bool: the augmented pose got out; else the original did
     is_augmented: Tensor  # (N,) bool
     usable: Tensor  # (N,) bool
-    generated: Generated
-
-    @property
-    def moved(self) -> Tensor:
-        """(k, T or 1, J, 3) the augmented poses in the frames of ``joints``, attached."""
-        return matching_frames(self.generated.poses.moved, self.joints.shape[1], self.target)
+    draft: Draft
 
 
 def matching_frames(poses: Tensor, frames: int, target: int) -> Tensor:
@@ -91,8 +97,11 @@ class BatchAugmenter:
             poses = CanonicalBatch(*(field[rows] for field in batch))
         else:
             poses = self.windows.sample(count, frames, self.generator)
-        generated = self.generate(poses)
-        with torch.no_grad():
+        # Without a graph, which would be kept through the user's own forward and backward pass;
+        # the update makes the same poses again with one.
+        with torch.no_grad(), unchanged_buffers(self.policy):
+            draft = self.draw(poses)
+            generated = self.generate(draft)
             valid = batch.usable[rows] & self._valid(
                 generated.poses.moved,
                 generated.keypoints,
@@ -104,16 +113,20 @@ class BatchAugmenter:
             joints = torch.where(keep, moved, batch.joints[rows])
             keypoints = torch.where(keep, generated.keypoints, batch.keypoints[rows])
             if replaces:
+                places = rows
                 joints = batch.joints.index_copy(0, rows, joints)
                 keypoints = batch.keypoints.index_copy(0, rows, keypoints)
                 is_augmented = torch.zeros_like(batch.usable).index_copy(0, rows, valid)
                 usable = batch.usable
             else:
+                places = rows + size
                 joints = torch.cat([batch.joints, joints])
                 keypoints = torch.cat([batch.keypoints, keypoints])
                 is_augmented = torch.cat([torch.zeros_like(valid), valid])
                 usable = batch.usable.repeat(2)
-        return Augmented(joints, keypoints, target, rows, valid, is_augmented, usable, generated)
+        return Augmented(
+            joints, keypoints, target, rows, places, valid, is_augmented, usable, draft
+        )
 
     def target_frame(self, frames: int) -> int:
         """The frame of a window that stands for it: the one to lift, where it is one."""
@@ -121,21 +134,43 @@ class BatchAugmenter:
             return middle_frame(frames)
         return self.windows.source.target_frame(frames)
 
-    def generate(self, batch: CanonicalBatch) -> Generated:
-        """Augment every sample, attached to the policy's graph."""
+    def draw(self, batch: CanonicalBatch) -> Draft:
+        """Draw the noise of an augmentation, and choose among its candidates."""
         policy, candidates = self.policy, self.config.candidates
-        size, base = batch.joints.shape[0], policy.base_noise_size
+        device = batch.joints.device
+        size, frames = batch.joints.shape[:2]
+        base = policy.base_noise_size
         parts = [candidates * base, policy.network_noise_size, candidates]
-        noise = torch.randn(size, sum(parts), device=batch.joints.device, generator=self.generator)
+        noise = torch.randn(size, sum(parts), device=device, generator=self.generator)
         base_noise, network_noise, choice_noise = noise.split(parts, 1)
-        # The networks run once; the candidates differ in the base draw.
-        raw = policy.regress(batch.joints, network_noise)
         base_noise = base_noise.reshape(size, candidates, base)
         chosen = base_noise[:, 0]
         if candidates > 1:
+            # The networks run once; the candidates differ in the base draw.
+            raw = policy.regress(batch.joints, network_noise)
             choice = self._choose(batch, base_noise, raw, torch.special.ndtr(choice_noise))
             chosen = base_noise.gather(1, choice[:, None, None].expand(-1, 1, base))[:, 0]
-        return self._apply(batch, policy.assemble(batch.joints, chosen, raw))
+        judged = None
+        if frames > 1:
+            draws = torch.rand(size, device=device, generator=self.generator)
+            judged = (draws * frames).long().clamp(max=frames - 1)
+        return Draft(batch, chosen, network_noise, judged)
+
+    def generate(self, draft: Draft) -> Generated:
+        """Augment every sample, attached to the policy's graph where gradients are enabled."""
+        batch, policy = draft.poses, self.policy
+        raw = policy.regress(batch.joints, draft.network_noise)
+        parameters = policy.assemble(batch.joints, draft.base_noise, raw)
+        poses = apply_augmentation(batch.joints, parameters, self.skeleton)
+        clean_keypoints, keypoints = (
+            project_points(p, batch.intrinsics, clamp_rays=self.config.clamp_rays)
+            for p in (batch.joints, poses.moved)
+        )
+        weights = batch.usable.to(batch.joints.dtype)
+        return Generated(
+            *(batch.joints, clean_keypoints, parameters, poses, keypoints),
+            *(batch.intrinsics, weights, draft.judged_frame),
+        )
 
     @torch.no_grad()
     def _choose(
@@ -156,23 +191,6 @@ class BatchAugmenter:
             self._valid(moved, keypoints, parameters, intrinsics).reshape(-1, candidates),
             self.controller.exponent,
             draws,
-        )
-
-    def _apply(self, batch: CanonicalBatch, parameters: AugmentationParameters) -> Generated:
-        poses = apply_augmentation(batch.joints, parameters, self.skeleton)
-        clean_keypoints, keypoints = (
-            project_points(p, batch.intrinsics, clamp_rays=self.config.clamp_rays)
-            for p in (batch.joints, poses.moved)
-        )
-        weights = batch.usable.to(batch.joints.dtype)
-        size, frames = batch.joints.shape[:2]
-        judged = None
-        if frames > 1:
-            draws = torch.rand(size, device=batch.joints.device, generator=self.generator)
-            judged = (draws * frames).long().clamp(max=frames - 1)
-        return Generated(
-            *(batch.joints, clean_keypoints, parameters, poses, keypoints),
-            *(batch.intrinsics, weights, judged),
         )
 
     def _valid(

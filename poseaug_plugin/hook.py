@@ -218,24 +218,20 @@ class PoseAugHook:
             return HostPoses(inputs_2d, inputs_3d)
         self._count_forgotten_steps()
         skeleton = trainer.skeleton
-        with torch.enable_grad(), _full_precision(inputs_3d.device):
+        with torch.no_grad(), _full_precision(inputs_3d.device):
             batch = self.adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
             augmented = trainer.augmenter.augment(batch)
-            with torch.no_grad():
-                clean = HostPoses(
-                    inputs_2d.detach()[augmented.rows], inputs_3d.detach()[augmented.rows]
+            rows, places = augmented.rows, augmented.places
+            clean = HostPoses(inputs_2d.detach()[rows], inputs_3d.detach()[rows])
+            made = self.adapter.encode(
+                augmented.joints[places], augmented.keypoints[places], clean, skeleton
+            )
+            returned = HostPoses(
+                *(
+                    mixed(original, new, old, rows, augmented.valid, self.config.mix)
+                    for original, new, old in zip((inputs_2d, inputs_3d), made, clean, strict=True)
                 )
-                made = self.adapter.encode(
-                    augmented.moved, augmented.generated.keypoints, clean, skeleton
-                )
-                returned = HostPoses(
-                    *(
-                        mixed(original, new, old, augmented.rows, augmented.valid, self.config.mix)
-                        for original, new, old in zip(
-                            (inputs_2d, inputs_3d), made, clean, strict=True
-                        )
-                    )
-                )
+            )
         self._pending = _Pending(augmented, returned, clean)
         self._observer.expect(returned.inputs_2d)
         return returned

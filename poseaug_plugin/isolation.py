@@ -24,6 +24,19 @@ def unwrap_module(module: nn.Module) -> nn.Module:
 
 
 @contextmanager
+def unchanged_buffers(module: nn.Module) -> Iterator[None]:
+    """Whatever runs inside, running statistics of batch normalisation are afterwards as before."""
+    buffers = list(module.buffers())
+    saved = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, saved, strict=True):
+                buffer.copy_(value)
+
+
+@contextmanager
 def own_random_stream(generator: torch.Generator, device: torch.device) -> Iterator[None]:
     """Let global draws inside (dropout) come from ``generator``, and give the stream back.
 

@@ -181,23 +181,24 @@ class PolicyTrainer:
         self.losses = _no_losses(device)
         self._readings = {}
         lessons = {name: self._nothing_for(adam) for name, adam in self._learning().items()}
-        own = {}
+        own, generated = {}, None
         if augmented is not None:
-            own = self._lessons(augmented, observed, estimator_error)
+            generated = self.augmenter.generate(augmented.draft)
+            own = self._lessons(augmented, generated, observed, estimator_error)
             lessons.update(own)
         if self.ranks is not None and lessons:
             averaged = self.ranks.average(list(lessons.values()), self._moving_buffers())
             lessons = dict(zip(lessons, averaged, strict=True))
         rate = linear_decay(self.progress) if self.config.decay_learning_rate else 1.0
-        skipped = []
+        skipped, adams = [], self._adams()
         for name, (gradients, weight) in lessons.items():
             may_learn = weight > 0 if skip is None else (weight > 0) & (skip == 0)
             its_rate = rate if name != "predictor" else 1.0
-            left_out = self._adams()[name].step(gradients, may_learn, its_rate)
+            left_out = adams[name].step(gradients, may_learn, its_rate)
             if name in own:
                 skipped.append(left_out)
-        if augmented is not None:
-            self._record(augmented, skipped, self._readings)
+        if augmented is not None and generated is not None:
+            self._record(augmented, generated, skipped, self._readings)
         self.num_updates += 1
 
     def _learning(self) -> dict[str, GuardedAdam]:
@@ -223,10 +224,13 @@ class PolicyTrainer:
         return [*(b for b in buffers if b.is_floating_point()), self.controller.exponent]
 
     def _lessons(
-        self, augmented: Augmented, observed: Tensor | None, estimator_error: ErrorOf | None
+        self,
+        augmented: Augmented,
+        generated: Generated,
+        observed: Tensor | None,
+        estimator_error: ErrorOf | None,
     ) -> dict[str, Lesson]:
         """Gradients for every network that has something to learn from this batch, in order."""
-        generated = augmented.generated
         weight = generated.weights.sum()
         lessons = {}
         if self._policy_adam is not None:
@@ -292,9 +296,12 @@ class PolicyTrainer:
 
     @torch.no_grad()
     def _record(
-        self, augmented: Augmented, skipped: list[Tensor], readings: dict[str, Tensor]
+        self,
+        augmented: Augmented,
+        generated: Generated,
+        skipped: list[Tensor],
+        readings: dict[str, Tensor],
     ) -> None:
-        generated = augmented.generated
         turned = bone_angle_change(generated.clean, generated.poses.bent, self.skeleton)
         spread, before = (
             generated.judged(k).std(0).mean()

@@ -129,8 +129,9 @@ def iteration(epoch: int, **options: Any) -> Iteration:
     keypoints = project_points(joints, intrinsics, clamp_rays=config.clamp_rays)
     usable = torch.ones(len(joints), dtype=torch.bool)
     augmented = trainer.augmenter.augment(CanonicalBatch(joints, keypoints, intrinsics, usable))
+    generated = trainer.augmenter.generate(augmented.draft)
     losses = policy_objective(
-        augmented.generated,
+        generated,
         critics["3d"],
         critics["2d"],
         posenet_error,
@@ -139,9 +140,7 @@ def iteration(epoch: int, **options: Any) -> Iteration:
         progress=epoch / TOTAL,
     )
     expected = below(STEP, f"e{epoch:02}/")
-    return Iteration(
-        trainer, policy.own, critics, config, augmented, augmented.generated, losses, expected
-    )
+    return Iteration(trainer, policy.own, critics, config, augmented, generated, losses, expected)
 
 
 @lru_cache

@@ -40,6 +40,7 @@ from poseaug_plugin import (
     project_points,
 )
 from poseaug_plugin.bones import bone_directions, bone_lengths, bones_to_joints, joints_to_bones
+from poseaug_plugin.objectives import Generated
 from poseaug_plugin.windows import (
     bone_motion,
     displacements,
@@ -256,6 +257,11 @@ class Strided(nn.Module):
         return self.layers(keypoints.flatten(1)).reshape(-1, 1, 16, 3)
 
 
+def drafted(hook: PoseAugHook) -> Generated:
+    """What the hook's pending augmentation is, once more."""
+    return hook._trainer.augmenter.generate(hook._pending.augmented.draft)
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_window_of_2d_with_one_3d_frame(causal: bool) -> None:
     hook = make_hook(Strided(), source=source(causal=causal), share=0.75)
@@ -263,7 +269,7 @@ def test_window_of_2d_with_one_3d_frame(causal: bool) -> None:
     made_2d, made_3d = hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
     assert made_2d.shape == batch.inputs_2d.shape
     assert made_3d.shape == batch.inputs_3d.shape
-    generated = hook._pending.augmented.generated
+    generated = drafted(hook)
     target = 8 if causal else 4
     rows, valid = hook._pending.augmented.rows, hook._pending.augmented.valid
     assert valid.sum() > 6
@@ -448,7 +454,7 @@ def test_critics_see_every_frame_in_turn() -> None:
     seen: set[int] = set()
     for batch in stream(8, frames=9):
         hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
-        generated = hook._pending.augmented.generated
+        generated = drafted(hook)
         seen |= set(generated.judged_frame.tolist())
         frame = generated.judged_frame[3]
         assert torch.equal(generated.judged(generated.clean)[3], generated.clean[3, frame])
