@@ -11,6 +11,8 @@ the results file that docs/experiments.md shows.
 from __future__ import annotations
 
 import argparse
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +38,20 @@ ROWS: dict[str, dict[str, Any] | None] = {
 HELD_OUT = ("signal", "directing")
 
 
-def split(motion: Motion) -> tuple[Motion, Motion]:
-    """The training subjects' clips: those to train on, and those held out."""
+def split(motion: Motion, held_out: Sequence[str] = HELD_OUT) -> tuple[Motion, Motion]:
+    """The training subjects' clips: those to train on, and those in whose names a pattern is."""
 
-    def those(held_out: bool) -> Motion:
+    def those(are_held_out: bool) -> Motion:
         return {
             subject: {
                 name: clip
                 for name, clip in motion[subject].items()
-                if any(word in name for word in HELD_OUT) == held_out
+                if any(re.search(pattern, name) for pattern in held_out) == are_held_out
             }
             for subject in TRAIN_SUBJECTS
         }
 
-    held_out = {subject: clips for subject, clips in those(True).items() if clips}
-    return those(False), held_out
+    return those(False), {subject: clips for subject, clips in those(True).items() if clips}
 
 
 def load_data(folder: Path, every: int) -> quickstart.Data:

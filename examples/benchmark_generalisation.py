@@ -15,11 +15,13 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from ablation import HELD_OUT
 from estimators.semgcn import SemGCN
 from estimators.simple_baseline import SimpleBaseline
 from estimators.stgcn import STGCN
@@ -33,22 +35,29 @@ from tqdm import tqdm
 
 from poseaug_plugin import AugmentationPolicy, PoseAdapter, PoseAugHook, Spread, metrics
 
-MIDDLE = Spread(pitch=0.5, roll=0.2)
-WIDE = Spread(pitch=0.7, roll=0.3)
-TUNED = Spread(pitch=0.7, roll=0.3, bone_angle=0.2)
+# What a user would do instead of PoseAug: bone angles, bone lengths, viewpoints.
+NARROW = Spread(limb_angle=0.0, focal_length=0.0)
+WIDE = replace(NARROW, pitch=0.7, roll=0.3)
+TUNED = replace(WIDE, bone_angle=0.2)
+# Bases of the policy.
+MIDDLE_BASE = Spread(pitch=0.5, roll=0.2, limb_angle=0.3)
+WIDE_BASE = Spread(pitch=0.7, roll=0.3, limb_angle=0.4)
 
 ROWS: dict[str, dict[str, Any] | None] = {
     "none": None,
-    "random, narrow": {"preset": "random"},
+    "random, narrow": {"preset": "random", "spread": NARROW},
     "random, wide": {"preset": "random", "spread": WIDE},
     "random, tuned": {"preset": "random", "spread": TUNED},
     "default": {},
-    "default from the middle": {"spread": MIDDLE},
-    "default from wide": {"spread": WIDE},
+    "default from the middle": {"spread": MIDDLE_BASE},
+    "default from wide": {"spread": WIDE_BASE},
+    "its base alone": {"preset": "random"},
+    "its wide base alone": {"preset": "random", "spread": WIDE_BASE},
     "released": {"preset": "released"},
     "paper": {"preset": "paper"},
     "without feedback": {"feedback": "none"},
-    "without feedback, from wide": {"feedback": "none", "spread": WIDE},
+    "without feedback, from the middle": {"feedback": "none", "spread": MIDDLE_BASE},
+    "without feedback, from wide": {"feedback": "none", "spread": WIDE_BASE},
     "without critics": {"weight_3d": 0.0, "weight_2d": 0.0, "weight_motion": 0.0},
     "without the 3D critic": {"weight_3d": 0.0},
     "without the 2D critic": {"weight_2d": 0.0},
@@ -129,7 +138,9 @@ class Run:
                 chosen.to(train.joints.device), arguments.frames
             )
             if self.hook is not None:
-                keypoints, joints = self.hook.augment(keypoints, joints, cameras)
+                keypoints, joints, cameras = self.hook.augment(
+                    keypoints, joints, cameras, return_camera=True
+                )
             target = joints[:, arguments.frames // 2, None]
             self.optimizer.zero_grad()
             metrics.mpjpe(self.estimator(keypoints), target - target[:, :, :1]).backward()
@@ -248,6 +259,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=1, help="train on every n-th frame")
     parser.add_argument("--clips", type=int, default=1, help="test on every n-th clip")
     parser.add_argument("--validate", action="store_true", help="held-out source motions only")
+    parser.add_argument(
+        "--held-out", nargs="+", default=list(HELD_OUT), help="patterns of the motions for that"
+    )
     parser.add_argument("--budget-minutes", type=float, help="start no run after that")
     parser.add_argument("--smoke", action="store_true", help="the whole path in seconds")
     arguments = parser.parse_args()
@@ -267,6 +281,7 @@ def main() -> None:
         arguments.data,
         device,
         validate=arguments.validate,
+        held_out=arguments.held_out,
         subjects=tuple(arguments.subjects),
         every=arguments.every,
         clips=arguments.clips,

@@ -6,11 +6,12 @@ lifter trains on the source's people through the `source` cameras, and is tested
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from ablation import split
+from ablation import HELD_OUT, split
 from mocap import (
     TEST_SUBJECTS,
     TRAIN_SUBJECTS,
@@ -93,6 +94,7 @@ def load(
     device: torch.device,
     *,
     validate: bool = False,
+    held_out: Sequence[str] = HELD_OUT,
     subjects: tuple[str, ...] = TRAIN_SUBJECTS,
     every: int = 1,
     clips: int = 1,
@@ -104,6 +106,7 @@ def load(
         device: Where the tensors go.
         validate: Nothing of the target: motions of the training subjects are held out, and seen
             through the source cameras and through cameras of the example's own. For choosing.
+        held_out: Which motions: patterns of clip names.
         subjects: Who is trained on.
         every: Take every n-th frame of the training clips.
         clips: Take every n-th clip of the test sets.
@@ -116,14 +119,14 @@ def load(
         return as_sequences(pairs(motion, *arguments, joints=16, **options), device)  # type: ignore[arg-type]
 
     if validate:
-        train, held_out = split(source)
+        train, others = split(source, held_out)
         to_demo = tuple(-rigs.centres["source"][:2])
-        held_out = _every(held_out, clips)
+        others = _every(others, clips)
         return Benchmark(
             seen({s: train[s] for s in subjects}, cameras, every=every),
             {
-                "same views": seen(held_out, cameras),
-                "new views": seen(held_out, demo_cameras().cameras["target"], shift=to_demo),
+                "same views": seen(others, cameras),
+                "new views": seen(others, demo_cameras().cameras["target"], shift=to_demo),
             },
         )
     target = _every(read_motion(folder / "target_bandai.npz"), clips)

@@ -222,7 +222,7 @@ class Run:
             "samples_per_second": self.epoch * len(self.data.inputs_2d) / self.seconds,
             "tests": self.evaluate(),
             "diagnostics": self.hook.diagnostics()._asdict() if self.hook else None,
-            "spread_factors": factors,  # pitch, roll, bone angle, bone length
+            "spread_factors": factors,  # in the order of SpreadFactors
         }
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,6 +18,8 @@ from typing import Any
 
 Result = dict[str, Any]
 
+_FACTORS = "pitch, roll, limb angle, bone angle, bone length: times"
+
 
 def read_results(path: Path) -> list[Result]:
     """The runs of a results file; none where there is no file."""
@@ -48,6 +50,12 @@ def _spread(values: list[float], digits: int = 1) -> str:
 
 def _change(value: float, reference: float) -> str:
     return "" if value == reference else f"{100 * (value / reference - 1):+.1f} %"
+
+
+def _factors(runs: list[Result]) -> str:
+    """Means of the learned spread factors; a dash where a policy had no such spread."""
+    columns = zip(*(r["spread_factors"] or [] for r in runs), strict=True)
+    return ", ".join("-" if c[0] is None else f"{mean(c):.1f}" for c in columns)
 
 
 def format_table(results: list[Result]) -> str:
@@ -92,16 +100,13 @@ def _what_was_learned(results: list[Result]) -> list[str]:
         runs = [r for r in results if r["row"] == row and r["diagnostics"]]
         if runs:
             hardness = mean(r["diagnostics"]["hardness_ratio"] for r in runs)
-            factors = [r["spread_factors"] or [1.0] * 4 for r in runs]
-            means = " | ".join(f"{mean(column):.2f}" for column in zip(*factors, strict=True))
-            lines.append(f"| {row} | {hardness:.2f} | {means} |")
+            lines.append(f"| {row} | {hardness:.2f} | {_factors(runs) or 'as they are'} |")
     if not lines:
         return []
     return [
         "",
-        "| in the end | error on augmented / on original poses | spread of pitch, times | roll "
-        "| bone angle | bone length |",
-        "|---|---|---|---|---|---|",
+        f"| in the end | error on augmented / on original poses | spread of {_FACTORS} |",
+        "|---|---|---|",
         *lines,
     ]
 
@@ -111,7 +116,7 @@ def format_compact(results: list[Result]) -> str:
     tests = list(results[0]["tests"])
     lines = [
         f"| {len({r['seed'] for r in results})} seed(s), {results[0]['epochs']} epochs | "
-        f"{' | '.join(tests)} | hardness | pitch, roll, bone angle, bone length: times |",
+        f"{' | '.join(tests)} | hardness | {_FACTORS} |",
         "|---" * (len(tests) + 3) + "|",
     ]
     for row in rows_of(results):
@@ -120,13 +125,10 @@ def format_compact(results: list[Result]) -> str:
             " / ".join(f"{mean(values_of(results, row, t, f)):.1f}" for f in ("MPJPE", "P-MPJPE"))
             for t in tests
         )
-        hardness, factors = "", ""
+        hardness = ""
         if runs[0]["diagnostics"]:
             hardness = f"{mean(r['diagnostics']['hardness_ratio'] for r in runs):.2f}"
-        if runs[0]["spread_factors"]:
-            columns = zip(*(r["spread_factors"] for r in runs), strict=True)
-            factors = ", ".join(f"{mean(column):.1f}" for column in columns)
-        lines.append(f"| {row} | {' | '.join(errors)} | {hardness} | {factors} |")
+        lines.append(f"| {row} | {' | '.join(errors)} | {hardness} | {_factors(runs)} |")
     return "\n".join(lines)
 
 
@@ -158,7 +160,7 @@ def _generalisation_of(results: list[Result], title: str) -> str:
         f"{first['updates']} updates of {first['batch']}; mm.",
         "",
         f"| | {' | '.join(head)} | {hardest}, against {first['row']} | {' | '.join(groups)} | "
-        "pitch, roll, bone angle, bone length: times |",
+        f"{_FACTORS} |",
         "|---" * (len(tests) + len(groups) + 3) + "|",
     ]
     reference = mean(values_of(results, first["row"], hardest, "MPJPE"))
@@ -171,10 +173,9 @@ def _generalisation_of(results: list[Result], title: str) -> str:
         runs = [r for r in results if r["row"] == row]
         cameras = (f"{mean(r['tests'][hardest]['by camera'][g] for r in runs):.0f}" for g in groups)
         seeds = f" ({len(runs)} seed)" if len(runs) == 1 else ""
-        columns = zip(*(r["spread_factors"] or [] for r in runs), strict=True)
-        factors = ", ".join(f"{mean(column):.1f}" for column in columns)
         lines.append(
-            f"| {row}{seeds} | {' | '.join(cells)} | {change} | {' | '.join(cameras)} | {factors} |"
+            f"| {row}{seeds} | {' | '.join(cells)} | {change} | {' | '.join(cameras)} | "
+            f"{_factors(runs)} |"
         )
     return "\n".join(lines)
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .bones import bone_directions, bone_lengths, bones_to_joints, joints_to_bones
-from .rigid import transform_rigidly
+from .rigid import axis_angle_to_matrix, transform_rigidly
 from .skeleton import Skeleton
 from .windows import middle_frame
 
@@ -25,6 +25,7 @@ class AugmentationParameters(NamedTuple):
     bone_length_ratio: Tensor  # (B, 1, bones) length * (1 + ratio)
     rotation: Tensor  # (B, 1, 3, 3) about the window's centre root
     translation: Tensor  # (B, 1, 3) metres: where that root is put, camera space
+    focal_ratio: Tensor  # (B, 1) what the camera's focal length is multiplied by
 
 
 class AugmentedPoses(NamedTuple):
@@ -49,7 +50,24 @@ def identity_parameters(joints: Tensor, skeleton: Skeleton) -> AugmentationParam
         joints.new_zeros(batch, 1, skeleton.num_bones),
         torch.eye(3, dtype=joints.dtype, device=joints.device).expand(batch, 1, 3, 3),
         centre_root(joints, skeleton),
+        joints.new_ones(batch, 1),
     )
+
+
+def offset_of_turns(joints: Tensor, turns: Tensor, skeleton: Skeleton) -> Tensor:
+    """The bone direction offset that rotates the bones of a window's middle frame.
+
+    Args:
+        joints: (B, T, J, 3).
+        turns: (B, bones, 3) axis times angle, radians, camera axes.
+        skeleton: The tree.
+
+    Returns:
+        (B, 1, bones, 3) for `bend_bones`.
+    """
+    middle = joints[:, middle_frame(joints.shape[1])]
+    directions = bone_directions(joints_to_bones(middle, skeleton)).unsqueeze(-1)
+    return (axis_angle_to_matrix(turns) @ directions - directions).squeeze(-1).unsqueeze(1)
 
 
 def bend_bones(joints: Tensor, offset: Tensor, skeleton: Skeleton) -> Tensor:

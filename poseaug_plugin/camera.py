@@ -72,6 +72,11 @@ def project_points(
     return intrinsics[..., 0:2] * rays + intrinsics[..., 2:4]
 
 
+def with_focal_ratio(intrinsics: Tensor, ratio: Tensor) -> Tensor:
+    """The same cameras (B, 9) with their focal lengths multiplied by ``ratio`` (B, 1)."""
+    return torch.cat([intrinsics[:, :2] * ratio, intrinsics[:, 2:]], 1)
+
+
 def in_view(points: Tensor, intrinsics: Tensor, aspect_ratio: float = 1.0) -> Tensor:
     """Which points are in front of the camera and inside the frame on all four sides.
 

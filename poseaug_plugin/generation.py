@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .adapters import CanonicalBatch
 from .augmentation import AugmentationParameters, apply_augmentation, moved_poses
-from .camera import in_view, project_points
+from .camera import in_view, project_points, with_focal_ratio
 from .config import PoseAugConfig
 from .hardness import HardnessController, HardnessPredictor, choose_candidate
 from .isolation import unchanged_buffers
@@ -27,6 +27,7 @@ class Draft(NamedTuple):
     poses: CanonicalBatch  # (B, ...) what is augmented
     base_noise: Tensor  # (B, base_noise_size) the chosen draw
     network_noise: Tensor  # (B, network_noise_size)
+    keeps_cameras: bool  # whatever the focal ratio is
     judged_frame: Tensor | None  # (B,) which frame the critics see; None for T = 1
 
 
@@ -39,6 +40,7 @@ class Augmented(NamedTuple):
     rows: Tensor  # (k,) which samples of the original batch were augmented
     places: Tensor  # (k,) where they are in this one
     valid: Tensor  # (k,) bool: the augmented pose got out; else the original did
+    intrinsics: Tensor  # (k, 9) of the cameras that see the augmented poses
     is_augmented: Tensor  # (N,) bool
     usable: Tensor  # (N,) bool
     draft: Draft
@@ -85,8 +87,13 @@ class BatchAugmenter:
         """How many samples of a batch are augmented."""
         return round(self.config.share * batch_size) if self.replaces else batch_size
 
-    def augment(self, batch: CanonicalBatch) -> Augmented:
-        """Replace a share of the batch, or append an augmented copy, as the options say."""
+    def augment(self, batch: CanonicalBatch, *, keeps_cameras: bool = True) -> Augmented:
+        """Replace a share of the batch, or append an augmented copy, as the options say.
+
+        Args:
+            batch: The host's.
+            keeps_cameras: Leave focal lengths as they are, for a host who would not know.
+        """
         size, frames = batch.keypoints.shape[:2]
         replaces, target = self.replaces, self.target_frame(frames)
         count = self.count_of(size)
@@ -100,13 +107,13 @@ class BatchAugmenter:
         # Without a graph, which would be kept through the user's own forward and backward pass;
         # the update makes the same poses again with one.
         with torch.no_grad(), unchanged_buffers(self.policy):
-            draft = self.draw(poses)
+            draft = self.draw(poses, keeps_cameras)
             generated = self.generate(draft)
             valid = batch.usable[rows] & self._valid(
                 generated.poses.moved,
                 generated.keypoints,
                 generated.parameters,
-                generated.intrinsics,
+                generated.seen_by,
             )
             keep = valid[:, None, None, None]
             moved = matching_frames(generated.poses.moved, batch.joints.shape[1], target)
@@ -125,7 +132,8 @@ class BatchAugmenter:
                 is_augmented = torch.cat([torch.zeros_like(valid), valid])
                 usable = batch.usable.repeat(2)
         return Augmented(
-            joints, keypoints, target, rows, places, valid, is_augmented, usable, draft
+            *(joints, keypoints, target, rows, places, valid, generated.seen_by),
+            *(is_augmented, usable, draft),
         )
 
     def target_frame(self, frames: int) -> int:
@@ -134,7 +142,7 @@ class BatchAugmenter:
             return middle_frame(frames)
         return self.windows.source.target_frame(frames)
 
-    def draw(self, batch: CanonicalBatch) -> Draft:
+    def draw(self, batch: CanonicalBatch, keeps_cameras: bool = True) -> Draft:
         """Draw the noise of an augmentation, and choose among its candidates."""
         policy, candidates = self.policy, self.config.candidates
         device = batch.joints.device
@@ -148,13 +156,14 @@ class BatchAugmenter:
         if candidates > 1:
             # The networks run once; the candidates differ in the base draw.
             raw = policy.regress(batch.joints, network_noise)
-            choice = self._choose(batch, base_noise, raw, torch.special.ndtr(choice_noise))
+            draws = torch.special.ndtr(choice_noise)
+            choice = self._choose(batch, base_noise, raw, draws, keeps_cameras)
             chosen = base_noise.gather(1, choice[:, None, None].expand(-1, 1, base))[:, 0]
         judged = None
         if frames > 1:
             draws = torch.rand(size, device=device, generator=self.generator)
             judged = (draws * frames).long().clamp(max=frames - 1)
-        return Draft(batch, chosen, network_noise, judged)
+        return Draft(batch, chosen, network_noise, keeps_cameras, judged)
 
     def generate(self, draft: Draft) -> Generated:
         """Augment every sample, attached to the policy's graph where gradients are enabled."""
@@ -162,19 +171,27 @@ class BatchAugmenter:
         raw = policy.regress(batch.joints, draft.network_noise)
         parameters = policy.assemble(batch.joints, draft.base_noise, raw)
         poses = apply_augmentation(batch.joints, parameters, self.skeleton)
+        seen_by = batch.intrinsics
+        if not draft.keeps_cameras:
+            seen_by = with_focal_ratio(seen_by, parameters.focal_ratio)
         clean_keypoints, keypoints = (
-            project_points(p, batch.intrinsics, clamp_rays=self.config.clamp_rays)
-            for p in (batch.joints, poses.moved)
+            project_points(p, camera, clamp_rays=self.config.clamp_rays)
+            for p, camera in ((batch.joints, batch.intrinsics), (poses.moved, seen_by))
         )
         weights = batch.usable.to(batch.joints.dtype)
         return Generated(
             *(batch.joints, clean_keypoints, parameters, poses, keypoints),
-            *(batch.intrinsics, weights, draft.judged_frame),
+            *(batch.intrinsics, seen_by, weights, draft.judged_frame),
         )
 
     @torch.no_grad()
     def _choose(
-        self, batch: CanonicalBatch, base_noise: Tensor, raw: RawParameters | None, draws: Tensor
+        self,
+        batch: CanonicalBatch,
+        base_noise: Tensor,
+        raw: RawParameters | None,
+        draws: Tensor,
+        keeps_cameras: bool,
     ) -> Tensor:
         """Index (B,) into base draws (B, candidates, .), by predicted hardness."""
         candidates = base_noise.shape[1]
@@ -185,6 +202,8 @@ class BatchAugmenter:
             raw = RawParameters(*(r.repeat_interleave(candidates, 0) for r in raw))
         parameters = self.policy.assemble(joints, base_noise.flatten(0, 1), raw)
         moved = moved_poses(joints, parameters, self.skeleton)
+        if not keeps_cameras:
+            intrinsics = with_focal_ratio(intrinsics, parameters.focal_ratio)
         keypoints = project_points(moved, intrinsics, clamp_rays=self.config.clamp_rays)
         return choose_candidate(
             self.predict(keypoints, moved).reshape(-1, candidates),

@@ -26,7 +26,7 @@ from .diagnostics import Diagnostics
 from .errors import PoseAugError, PoseAugWarning
 from .estimator_error import IsolatedError, observed_error
 from .generation import Augmented
-from .mixing import HostBatch, mixed, twice
+from .mixing import HostBatch, mixed, mixed_cameras
 from .observation import PredictionObserver
 from .policy import Policy
 from .ranks import Ranks
@@ -186,8 +186,10 @@ class PoseAugHook:
                 unit (VideoPose3D: metres, root-relative, the trajectory in the root joint). With a
                 ``source`` also (B, 1, J, 3), the frame that is lifted.
             camera: (B, 9) or (9,) intrinsics, tensor or array.
-            return_camera: Return the cameras that belong to the batch as a third, for a loop that
-                uses them afterwards: those given, and with ``mix="append"`` twice as many.
+            return_camera: Return the cameras that belong to the batch as a third, (N, 9). Then
+                augmented samples are also seen with other focal lengths, which helps with cameras
+                unlike those of the training set; without it cameras stay as they are, because a
+                loop that uses them afterwards would not know.
 
         Returns:
             ``inputs_2d, inputs_3d`` with the same dtypes, devices and conventions (and shapes,
@@ -198,15 +200,19 @@ class PoseAugHook:
         Raises:
             PoseAugError: Wrong shapes, dtypes or devices; nothing has changed then.
         """
-        returned = self._augmented(inputs_2d, inputs_3d, camera)
-        if not return_camera:
-            return returned
-        is_longer = returned.inputs_3d.shape[0] > inputs_3d.shape[0]
-        return HostBatch(*returned, twice(camera) if is_longer else camera)
+        batch = self._augmented(inputs_2d, inputs_3d, camera, keeps_cameras=not return_camera)
+        return batch if return_camera else HostPoses(batch.inputs_2d, batch.inputs_3d)
 
-    def _augmented(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> HostPoses:  # noqa: ANN401
+    def _augmented(
+        self,
+        inputs_2d: Tensor,
+        inputs_3d: Tensor,
+        camera: Any,  # noqa: ANN401
+        *,
+        keeps_cameras: bool,
+    ) -> HostBatch:
         if not self.enabled:
-            return HostPoses(inputs_2d, inputs_3d)
+            return HostBatch(inputs_2d, inputs_3d, camera)
         if torch.is_inference_mode_enabled():
             raise PoseAugError(
                 "PoseAugHook.augment was called under torch.inference_mode(), where nothing can be "
@@ -215,12 +221,14 @@ class PoseAugHook:
         trainer = self._ready_trainer(inputs_2d, inputs_3d, camera)
         if trainer.augmenter.count_of(inputs_3d.shape[0]) < 2:
             self._forget()
-            return HostPoses(inputs_2d, inputs_3d)
+            return HostBatch(inputs_2d, inputs_3d, camera)
         self._count_forgotten_steps()
         skeleton = trainer.skeleton
         with torch.no_grad(), _full_precision(inputs_3d.device):
             batch = self.adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
-            augmented = trainer.augmenter.augment(batch)
+            augmented = trainer.augmenter.augment(
+                batch, keeps_cameras=keeps_cameras or camera is None
+            )
             rows, places = augmented.rows, augmented.places
             clean = HostPoses(inputs_2d.detach()[rows], inputs_3d.detach()[rows])
             made = self.adapter.encode(
@@ -234,7 +242,14 @@ class PoseAugHook:
             )
         self._pending = _Pending(augmented, returned, clean)
         self._observer.expect(returned.inputs_2d)
-        return returned
+        if keeps_cameras:
+            return HostBatch(*returned, camera)
+        cameras = mixed_cameras(
+            camera,
+            *(augmented.intrinsics, rows, augmented.valid),
+            *(inputs_3d.shape[0], self.config.mix),
+        )
+        return HostBatch(*returned, cameras)
 
     def observe(self, prediction: Tensor) -> None:
         """Tell the hook what the estimator said to the last augmented batch.
@@ -253,7 +268,7 @@ class PoseAugHook:
         Called by itself right before the optimizer steps; only where the optimizer cannot be
         hooked, or with ``auto_step=False``, it has to be called by hand before
         ``optimizer.step()``. Does nothing when there is nothing
-        new, so calling it twice is safe.
+        new, so calling it mixed_cameras is safe.
 
         Raises:
             RuntimeError: Something failed. The estimator's weights are as they were.

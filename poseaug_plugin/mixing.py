@@ -43,10 +43,43 @@ def mixed(
     return original.index_copy(0, rows, samples).contiguous()
 
 
-def twice(camera: Any) -> Any:  # noqa: ANN401
-    """(B, .) cameras for a batch and its appended copy; what is shared stays as it is."""
+def mixed_cameras(
+    camera: Any,  # noqa: ANN401
+    made: Tensor,
+    rows: Tensor,
+    valid: Tensor,
+    batch_size: int,
+    mix: Literal["replace", "append"],
+) -> Any:  # noqa: ANN401
+    """The cameras of a `mixed` batch, in the host's form.
+
+    Args:
+        camera: (B, 9) or (9,) intrinsics, tensor or array; or several things, of which the first
+            is that and the others have a row per sample.
+        made: (k, 9) of the augmented samples.
+        rows: As in `mixed`.
+        valid: As in `mixed`.
+        batch_size: B.
+        mix: As in `mixed`.
+
+    Returns:
+        (N, 9), of the type, dtype and device that came in; None for None.
+    """
+    if camera is None:
+        return None
     if isinstance(camera, (tuple, list)):
-        return type(camera)(map(twice, camera))
-    if getattr(camera, "ndim", 0) != 2:
-        return camera
-    return torch.cat([camera] * 2) if isinstance(camera, Tensor) else np.concatenate([camera] * 2)
+        first, *others = camera
+        changed = mixed_cameras(first, made, rows, valid, batch_size, mix)
+        return type(camera)([changed, *(_again(x) if mix == "append" else x for x in others)])
+    own = torch.as_tensor(camera).detach()
+    own = own.expand(batch_size, own.shape[-1])
+    its_rows = rows.to(own.device)
+    cameras = mixed(own, made.to(own), own[its_rows], its_rows, valid.to(own.device), mix)
+    return cameras if isinstance(camera, Tensor) else np.asarray(cameras)
+
+
+def _again(values: Any) -> Any:  # noqa: ANN401
+    """What has a row per sample, for a batch and its appended copy."""
+    if getattr(values, "ndim", 0) != 2:
+        return values
+    return torch.cat([values] * 2) if isinstance(values, Tensor) else np.concatenate([values] * 2)

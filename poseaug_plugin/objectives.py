@@ -36,7 +36,8 @@ class Generated(NamedTuple):
     parameters: AugmentationParameters
     poses: AugmentedPoses
     keypoints: Tensor  # (B, T, J, 2) projection of the moved poses
-    intrinsics: Tensor  # (B, 9)
+    intrinsics: Tensor  # (B, 9) of the clean poses' cameras
+    seen_by: Tensor  # (B, 9) of the moved poses'
     weights: Tensor  # (B,) 1 for usable samples, else 0
     judged_frame: Tensor | None = None  # (B,) which frame the critics see; None for T = 1
 

@@ -9,7 +9,12 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from .augmentation import AugmentationParameters, centre_root, identity_parameters
+from .augmentation import (
+    AugmentationParameters,
+    centre_root,
+    identity_parameters,
+    offset_of_turns,
+)
 from .bones import per_bone
 from .errors import PoseAugError
 from .regressors import RawParameters, RegressorNetwork
@@ -18,7 +23,7 @@ from .skeleton import Skeleton
 from .skeletons import find_skeleton
 from .windows import displacements, middle_frame
 
-Operation = Literal["bone_angle", "bone_length", "rigid"]
+Operation = Literal["bone_angle", "bone_length", "rigid", "focal_length"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 Start = Literal["random", "released"]
@@ -34,10 +39,16 @@ _RAY_LIMIT = 0.03  # of x/z and y/z
 # What is learned on the base's spreads: down to a third of them, up to three times the default ones
 # (and never beyond that from a base that is wide already), which is every view and a third of a
 # radian per bone. Logarithms. The gain lets Adam's small steps, meant for networks, take them there
-# within a thousand updates.
+# within some three hundred updates.
 _WIDENING_LIMIT = 1.1
-_WIDENING_GAIN = 30.0
-_OPERATION_OF_FACTOR: tuple[Operation, ...] = ("rigid", "rigid", "bone_angle", "bone_length")
+_WIDENING_GAIN = 100.0
+_OPERATION_OF_FACTOR: tuple[Operation, ...] = (
+    "rigid",
+    "rigid",
+    "bone_angle",
+    "bone_angle",
+    "bone_length",
+)
 
 _RELEASED_LENGTH_LIMIT = 0.2
 _RELEASED_ROTATION_LIMIT = 3.1415
@@ -53,16 +64,23 @@ class Spread:
         roll: Lean in the picture, standard deviation in radians.
         depth: A pose takes the root position of another pose of the batch, times a factor drawn
             uniformly between these two.
-        bone_angle: Standard deviation per coordinate of the offset added to unit bone vectors.
+        limb_angle: Arms and legs turn as a whole where they are attached: standard deviation per
+            axis in radians.
+        bone_angle: Standard deviation per coordinate of the offset added to unit bone vectors,
+            every bone on its own.
         bone_length: Length ratios are uniform in +-bone_length, left and right tied.
+        focal_length: The logarithm of what the focal length is multiplied by, uniform in
+            +-focal_length.
     """
 
     yaw: float = math.pi
     pitch: float = 0.35
     roll: float = 0.15
     depth: tuple[float, float] = (0.7, 1.5)
+    limb_angle: float = 0.2
     bone_angle: float = 0.1
     bone_length: float = 0.15
+    focal_length: float = 0.5
 
 
 class SpreadFactors(NamedTuple):
@@ -70,6 +88,7 @@ class SpreadFactors(NamedTuple):
 
     pitch: Tensor | float = 1.0
     roll: Tensor | float = 1.0
+    limb_angle: Tensor | float = 1.0
     bone_angle: Tensor | float = 1.0
     bone_length: Tensor | float = 1.0
 
@@ -125,7 +144,7 @@ class RandomPolicy(Policy):
     Args:
         skeleton: A `Skeleton` or the name of a preset.
         spread: How widely to draw.
-        operations: Which of ``bone_angle``, ``bone_length`` and ``rigid`` to do.
+        operations: Which of ``bone_angle``, ``bone_length``, ``rigid`` and ``focal_length`` to do.
         fixed_trunk: Keep the bones between the root and the limbs' attachments unbent, and the
             anchor length unchanged.
 
@@ -149,7 +168,8 @@ class RandomPolicy(Policy):
         self.spread = spread or Spread()
         self.operations = check_operations(operations)
         self.fixed_trunk = fixed_trunk
-        self._sizes = (3 * self.skeleton.num_bones, self.skeleton.num_bone_length_groups, 3, 2)
+        bones, limbs = self.skeleton.num_bones, len(self.skeleton.limbs)
+        self._sizes = (3 * bones, self.skeleton.num_bone_length_groups, 3, 2, 3 * limbs, 1)
         self.base_noise_size, self.network_noise_size = sum(self._sizes), 0
         self.register_buffer(
             "free_bones", _free_bones(self.skeleton, fixed_trunk), persistent=False
@@ -157,9 +177,11 @@ class RandomPolicy(Policy):
         self.register_buffer(
             "free_lengths", _free_lengths(self.skeleton, fixed_trunk), persistent=False
         )
+        self.register_buffer("bones_of_limbs", _bones_of_limbs(self.skeleton), persistent=False)
 
     free_bones: Tensor
     free_lengths: Tensor
+    bones_of_limbs: Tensor
 
     def assemble(
         self, joints: Tensor, base_noise: Tensor, raw: RawParameters | None = None
@@ -172,11 +194,13 @@ class RandomPolicy(Policy):
     ) -> AugmentationParameters:
         """Draw from the distribution with its spreads multiplied."""
         spread, skeleton = self.spread, self.skeleton
-        directions, lengths, view, place = base_noise.split(self._sizes, dim=1)
+        directions, lengths, view, place, limbs, zoom = base_noise.split(self._sizes, dim=1)
         parameters = identity_parameters(joints, skeleton)
         if "bone_angle" in self.operations:
+            turns = limbs.unflatten(1, (-1, 3)) * (spread.limb_angle * factors.limb_angle)
+            offset = offset_of_turns(joints, self.bones_of_limbs @ turns, skeleton)
             spread_of_offset = spread.bone_angle * factors.bone_angle
-            offset = directions.reshape(-1, 1, skeleton.num_bones, 3) * spread_of_offset
+            offset = offset + directions.reshape_as(offset) * spread_of_offset
             parameters = parameters._replace(bone_direction_offset=offset * self.free_bones)
         if "bone_length" in self.operations:
             limit = spread.bone_length * factors.bone_length
@@ -196,6 +220,9 @@ class RandomPolicy(Policy):
             parameters = parameters._replace(
                 rotation=rotation, translation=centre_root(joints, skeleton)[donor] * factor
             )
+        if "focal_length" in self.operations:
+            ratio = ((2 * _uniform(zoom) - 1) * spread.focal_length).exp()
+            parameters = parameters._replace(focal_ratio=ratio)
         return parameters
 
 
@@ -211,7 +238,7 @@ class AugmentationPolicy(Policy):
         skeleton: A `Skeleton` or the name of a preset.
         start: See above.
         spread: Base distribution of ``start="random"``.
-        operations: Which of ``bone_angle``, ``bone_length`` and ``rigid`` to do.
+        operations: Which of ``bone_angle``, ``bone_length``, ``rigid`` and ``focal_length`` to do.
         fixed_trunk: Keep the bones between the root and the limbs' attachments unbent, and the
             anchor length unchanged, as the released code does.
         shared_extractor: One feature extractor for all regressors, as the paper has it, instead of
@@ -265,7 +292,7 @@ class AugmentationPolicy(Policy):
     room_to_widen: Tensor
 
     def log_spread_factors(self) -> Tensor:
-        """(4,) logarithms of the learned `SpreadFactors`, bounded."""
+        """(5,) logarithms of the learned `SpreadFactors`, bounded."""
         raw = self.widening * _WIDENING_GAIN
         wider = self.room_to_widen * (raw / self.room_to_widen).tanh()
         narrower = _WIDENING_LIMIT * (raw / _WIDENING_LIMIT).tanh()
@@ -279,8 +306,9 @@ class AugmentationPolicy(Policy):
         """Sum of the logarithms of the spreads in use; the released network has none."""
         if self.start == "released":
             return None
-        used = [operation in self.operations for operation in _OPERATION_OF_FACTOR]
-        return sum((log for log, use in zip(self.log_spread_factors(), used, strict=True) if use))
+        used = [float(operation in self.operations) for operation in _OPERATION_OF_FACTOR]
+        logs = self.log_spread_factors()
+        return sum((log * use for log, use in zip(logs, used, strict=True)), logs.new_zeros(()))
 
     def regress(self, joints: Tensor, network_noise: Tensor) -> RawParameters:
         """Run the networks on the middle frame of (B, T, J, 3), and on how the window moves."""
@@ -369,6 +397,14 @@ def _free_bones(skeleton: Skeleton, fixed_trunk: bool) -> Tensor:
     if fixed_trunk:
         free[list(skeleton.trunk_bones)] = 0.0
     return free
+
+
+def _bones_of_limbs(skeleton: Skeleton) -> Tensor:
+    """(bones, limbs): 1 for the bones that turn with a limb, beyond the joint it turns about."""
+    table = torch.zeros(skeleton.num_bones, len(skeleton.limbs))
+    for limb, (_, joints) in enumerate(skeleton.limbs):
+        table[[skeleton.bone_children.index(joint) for joint in joints[1:]], limb] = 1.0
+    return table
 
 
 def _free_lengths(skeleton: Skeleton, fixed_trunk: bool) -> Tensor:

@@ -394,7 +394,14 @@ def test_scale_is_not_read_on_a_device() -> None:
 def test_camera_and_scale_come_back() -> None:
     inputs_2d, inputs_3d, camera = host_batch("ST-GCN")
     hook = PoseAugHook(make_lifter(17), skeleton="h36m_17", adapter=STGCNAdapter(), **SMALL)
-    assert hook.augment(inputs_2d, inputs_3d, camera, return_camera=True).camera is camera
+    made = hook.augment(inputs_2d, inputs_3d, camera, return_camera=True)
+    assert made.camera[1] is camera[1]
+    moved = made.inputs_3d.clone()
+    moved[..., 0, :] = 0
+    moved += made.inputs_3d[..., :1, :]
+    projected = project_points(moved, made.camera[0]).to(made.inputs_2d)
+    assert torch.allclose(projected, made.inputs_2d, atol=1e-4)
+    assert not torch.equal(made.camera[0], camera[0])
 
 
 # -- SimpleBaseline --------------------------------------------------------------------------------

@@ -86,9 +86,9 @@ def test_table_tells_what_was_learned() -> None:
 
     hooked = result("hook", 0, 80.0) | {
         "diagnostics": {"hardness_ratio": 1.9},
-        "spread_factors": [2.0, 1.5, 1.0, 1.25],
+        "spread_factors": [2.0, 1.5, None, 1.0, 1.25],
     }
-    assert "| hook | 1.90 | 2.00 | 1.50 | 1.00 | 1.25 |" in format_table([hooked])
+    assert "| hook | 1.90 | 2.0, 1.5, -, 1.0, 1.2 |" in format_table([hooked])
 
 
 def test_page_gets_its_table_and_keeps_the_rest(tmp_path: Path) -> None:

@@ -110,6 +110,7 @@ def any_parameters(joints: Tensor, skeleton: Skeleton, seed: int) -> Augmentatio
         0.5 * normal(batch, 1, skeleton.num_bones, seed=seed).tanh(),
         rotations(batch, 1, seed=seed),
         normal(batch, 1, 3, seed=seed + 1),
+        joints.new_ones(batch, 1),
     )
 
 
@@ -232,7 +233,7 @@ def augment_by_loop(
 ) -> list[Tensor]:
     """`apply_augmentation` joint by joint, root outwards."""
     x = joints.numpy()
-    offset, ratio, rotation, translation = (p.numpy() for p in parameters)
+    offset, ratio, rotation, translation, _ = (p.numpy() for p in parameters)
     bent, scaled, moved = (np.empty_like(x) for _ in range(3))
     order = sorted(range(skeleton.num_joints), key=lambda j: len(skeleton.bones_to_root(j)))
     for sample, frame in np.ndindex(*x.shape[:2]):

@@ -1005,17 +1005,41 @@ def test_tensors_do_not_pile_up() -> None:
 # -- cameras that come back ------------------------------------------------------------------------
 
 
+def seen_by(camera: Any, inputs_3d: Tensor) -> Tensor:
+    """Where cameras see a batch."""
+    return project_points(without_trajectory(inputs_3d), torch.as_tensor(camera))
+
+
 def test_cameras_come_back_with_the_batch() -> None:
     batch = make_batch()
+    given = batch.camera.clone()
     hook = make_hook(make_lifter())
-    *poses, camera = hook.augment(
-        batch.inputs_2d, batch.inputs_3d, batch.camera, return_camera=True
-    )
-    assert camera is batch.camera
-    projected = project_points(without_trajectory(poses[1]), camera)
-    assert torch.allclose(projected, poses[0], atol=1e-4)
+    made = hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera, return_camera=True)
+    assert torch.allclose(seen_by(made.camera, made.inputs_3d), made.inputs_2d, atol=1e-4)
+    assert torch.equal(batch.camera, given)
+    augmented = (made.inputs_3d != batch.inputs_3d).flatten(1).any(1)
+    assert torch.equal(made.camera[~augmented], given[~augmented])
+    ratios = made.camera[augmented, :2] / given[augmented, :2]
+    assert ((ratios[:, 0].log().abs() <= 0.5 + 1e-6) & (ratios[:, 0] != 1)).all()
+    assert torch.allclose(ratios[:, 0], ratios[:, 1])
+    assert torch.equal(made.camera[:, 2:], given[:, 2:])
     with hook.paused():
-        assert hook.augment(*poses, camera, return_camera=True).camera is camera
+        assert hook.augment(*made, return_camera=True).camera is made.camera
+
+
+def test_cameras_that_do_not_come_back_stay_as_they_are() -> None:
+    batch = make_batch()
+    made = make_hook(make_lifter()).augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
+    assert torch.allclose(seen_by(batch.camera, made.inputs_3d), made.inputs_2d, atol=1e-4)
+
+
+def test_what_falls_back_keeps_its_camera() -> None:
+    batch = make_batch()
+    # So near that nobody fits into the picture.
+    hook = make_hook(make_lifter(), spread=Spread(depth=(0.05, 0.1)))
+    made = hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera, return_camera=True)
+    assert torch.equal(made.inputs_2d, batch.inputs_2d)
+    assert torch.equal(made.camera, batch.camera)
 
 
 @pytest.mark.parametrize("as_array", [False, True])
@@ -1023,9 +1047,21 @@ def test_appended_batch_has_twice_the_cameras(as_array: bool) -> None:
     batch = make_batch()
     camera = batch.camera.numpy() if as_array else batch.camera
     hook = make_hook(make_lifter(), mix="append")
-    made = hook.augment(batch.inputs_2d, batch.inputs_3d, camera, return_camera=True)
-    assert type(made.camera) is type(camera)
-    projected = project_points(without_trajectory(made.inputs_3d), torch.as_tensor(made.camera))
-    assert torch.allclose(projected, made.inputs_2d, atol=1e-4)
-    shared = hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera[0], return_camera=True)
-    assert shared.camera.shape == (9,)
+    for given in (camera, camera[0]):
+        made = hook.augment(batch.inputs_2d, batch.inputs_3d, given, return_camera=True)
+        assert type(made.camera) is type(given)
+        assert made.camera.dtype == given.dtype
+        projected = seen_by(made.camera, made.inputs_3d)
+        assert torch.allclose(projected, made.inputs_2d, atol=1e-4) == (given is camera)
+        size = len(batch.inputs_2d)
+        assert torch.equal(torch.as_tensor(made.camera[:size]), batch.camera) == (given is camera)
+
+
+def test_without_a_camera_none_comes_back() -> None:
+    batch = make_batch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the assumed one, once a process
+        made = make_hook(make_lifter()).augment(
+            batch.inputs_2d, batch.inputs_3d, return_camera=True
+        )
+    assert made.camera is None

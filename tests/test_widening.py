@@ -14,22 +14,22 @@ from poseaug_plugin.losses import limit_feedback
 from poseaug_plugin.policy import OPERATIONS, RandomPolicy, SpreadFactors
 
 
-def policy_with(pitch: float = 0, roll: float = 0, bone_angle: float = 0, bone_length: float = 0):
-    """A policy whose raw widening is given."""
+def policy_with(**widening: float):
+    """A policy whose raw widening is given by the names of the factors."""
     policy = AugmentationPolicy("h36m_16", width=8).double()
     with torch.no_grad():
-        policy.widening.copy_(torch.tensor([pitch, roll, bone_angle, bone_length]))
+        policy.widening.copy_(torch.tensor([widening.get(n, 0.0) for n in SpreadFactors._fields]))
     return policy
 
 
 def test_factors_start_at_one() -> None:
-    assert [factor.item() for factor in policy_with().spread_factors()] == [1, 1, 1, 1]
+    assert [factor.item() for factor in policy_with().spread_factors()] == [1] * 5
 
 
 def test_factors_stay_between_a_third_and_three() -> None:
-    factors = policy_with(100, -100, 100, -100).spread_factors()
+    factors = policy_with(pitch=100, roll=-100, bone_length=100).spread_factors()
     widest = math.exp(1.1)
-    expected = [widest, 1 / widest, widest, 1 / widest]
+    expected = [widest, 1 / widest, 1, 1, widest]
     assert [factor.item() for factor in factors] == pytest.approx(expected)
 
 
@@ -50,22 +50,26 @@ def test_a_factor_is_one_on_its_spread(name: str) -> None:
 
 
 def test_a_wide_base_has_less_room() -> None:
-    wide = Spread(pitch=0.7, roll=9.0, bone_angle=0.0)
+    wide = Spread(pitch=0.7, roll=9.0, limb_angle=0.3, bone_angle=0.0)
     policy = AugmentationPolicy("h36m_16", width=8, spread=wide).double()
     with torch.no_grad():
         policy.widening.fill_(100.0)
-    pitch, roll, bone_angle, bone_length = (f.item() for f in policy.spread_factors())
+    factors = (f.item() for f in policy.spread_factors())
+    pitch, roll, limb_angle, bone_angle, bone_length = factors
     widest = math.exp(1.1)
+    assert limb_angle == pytest.approx(widest / 1.5)
     assert pitch == pytest.approx(widest / 2)
     assert roll == pytest.approx(1, abs=2e-3)
     assert bone_angle == bone_length == pytest.approx(widest)
     with torch.no_grad():
         policy.widening.fill_(-100.0)
-    assert [f.item() for f in policy.spread_factors()] == pytest.approx([1 / widest] * 4)
+    assert [f.item() for f in policy.spread_factors()] == pytest.approx([1 / widest] * 5)
 
 
 def test_entropy_is_the_sum_of_the_log_factors() -> None:
-    policy = policy_with(0.01, -0.02, 0.03, 0.005)
+    policy = policy_with(
+        pitch=0.01, roll=-0.02, limb_angle=-0.01, bone_angle=0.03, bone_length=0.005
+    )
     factors = torch.stack(list(policy.spread_factors()))
     torch.testing.assert_close(policy.entropy(), factors.log().sum())
 
@@ -75,7 +79,12 @@ def test_what_is_switched_off_has_no_entropy(operation: str) -> None:
     policy = AugmentationPolicy("h36m_16", width=8, operations=(operation,))
     policy.entropy().backward()
     moved = [factor != 0 for factor in policy.widening.grad.tolist()]
-    used = {"rigid": [1, 1, 0, 0], "bone_angle": [0, 0, 1, 0], "bone_length": [0, 0, 0, 1]}
+    used = {
+        "rigid": [1, 1, 0, 0, 0],
+        "bone_angle": [0, 0, 1, 1, 0],
+        "bone_length": [0, 0, 0, 0, 1],
+        "focal_length": [0, 0, 0, 0, 0],
+    }
     assert moved == used[operation]
 
 
@@ -130,7 +139,7 @@ def test_entropy_alone_widens_everything() -> None:
 
 def test_nothing_widens_without_entropy() -> None:
     factors = factors_after(10, moved_weight=0.0, entropy_weight=0.0, **ENTROPY_ALONE)
-    assert factors.tolist() == [1, 1, 1, 1]
+    assert factors.tolist() == [1] * 5
 
 
 def test_feedback_holds_back_what_is_too_hard() -> None:
