@@ -66,6 +66,8 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "bone angles only": {"operations": ("bone_angle",)},
     "bone lengths only": {"operations": ("bone_length",)},
     "rigid only": {"operations": ("rigid",)},
+    "without limbs": {"spread": Spread(limb_angle=0.0)},
+    "without focal lengths": {"spread": Spread(focal_length=0.0)},
     "append": {"mix": "append"},
 }
 
