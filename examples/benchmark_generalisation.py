@@ -26,6 +26,7 @@ from estimators.semgcn import SemGCN
 from estimators.simple_baseline import SimpleBaseline
 from estimators.stgcn import STGCN
 from estimators.videopose3d import StridedTemporalModel
+from figures import draw_generalisation
 from generalisation_data import Benchmark, Sequences, load
 from lifters import SingleFrame
 from mocap import TRAIN_SUBJECTS
@@ -145,7 +146,9 @@ class Run:
                 )
             target = joints[:, arguments.frames // 2, None]
             self.optimizer.zero_grad()
-            metrics.mpjpe(self.estimator(keypoints), target - target[:, :, :1]).backward()
+            with torch.autocast(target.device.type, torch.bfloat16, enabled=arguments.bf16):
+                predicted = self.estimator(keypoints)
+            metrics.mpjpe(predicted.float(), target - target[:, :, :1]).backward()
             self.optimizer.step()
             self.updates += 1
             bar.update()
@@ -265,6 +268,7 @@ def parse_arguments() -> argparse.Namespace:
         "--held-out", nargs="+", default=list(HELD_OUT), help="patterns of the motions for that"
     )
     parser.add_argument("--budget-minutes", type=float, help="start no run after that")
+    parser.add_argument("--bf16", action="store_true", help="the estimator under autocast")
     parser.add_argument("--smoke", action="store_true", help="the whole path in seconds")
     arguments = parser.parse_args()
     if arguments.smoke:
@@ -308,7 +312,10 @@ def main() -> None:
                 # Read again: another process may have added to it.
                 write_results(arguments.out, [*read_results(arguments.out), run.result()])
                 checkpoint.unlink()
-    print(format_generalisation(read_results(arguments.out)))
+    results = read_results(arguments.out)
+    print(format_generalisation(results))
+    if results:
+        draw_generalisation(arguments.out.with_suffix(".png"), results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,13 @@
-"""The quickstart's picture: poses before and after, where they are seen from, and the errors."""
+"""Pictures: poses before and after with where they are seen from; errors by kind of camera.
+
+    python examples/figures.py docs/results/generalisation.json docs/generalisation.png
+
+draws what `benchmark_generalisation.py` wrote; the quickstart draws its own.
+"""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -10,7 +16,7 @@ import matplotlib
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from report import Result, rows_of, values_of
+from report import Result, read_results, rows_of, values_of
 from torch import Tensor
 
 from poseaug_plugin import H36M_16, PoseAugHook
@@ -21,6 +27,12 @@ from matplotlib import pyplot as plt
 Array = NDArray[np.float64]
 
 BEFORE, AFTER = "#5b6770", "#d1495b"
+_COLOURS = {
+    "none": "#c9ced2",
+    "released": "#8fb3cf",
+    "random, tuned": "#7d8b95",
+    "default": AFTER,
+}
 _SIDES = {"left": "#1f77b4", "right": "#e08e0b", "": "#5b6770"}
 
 
@@ -158,3 +170,52 @@ def draw_overview(
     _draw_errors(figure.add_subplot(grid[2, 8:]), results)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def draw_generalisation(path: Path, results: list[Result]) -> None:
+    """MPJPE on the second test, in all and by kind of camera; a panel per estimator.
+
+    Args:
+        path: PNG to write.
+        results: Finished runs.
+    """
+    test = list(results[0]["tests"])[1]
+    groups = list(results[0]["tests"][test]["by camera"])
+    kinds = list(dict.fromkeys((r["estimator"], r["frames"]) for r in results))
+    rows = [row for row in rows_of(results) if row in _COLOURS] or rows_of(results)[:4]
+    figure, panels = plt.subplots(
+        1, len(kinds), figsize=(3.4 * len(kinds) + 0.6, 3.4), sharey=True, squeeze=False
+    )
+    width = 0.8 / len(rows)
+    for axes, (name, frames) in zip(panels[0], kinds, strict=True):
+        for i, row in enumerate(rows):
+            runs = [
+                r["tests"][test]
+                for r in results
+                if (r["estimator"], r["frames"], r["row"]) == (name, frames, row)
+            ]
+            if not runs:
+                continue
+            columns = [[t["MPJPE"] for t in runs]]
+            columns += [[t["by camera"][group] for t in runs] for group in groups]
+            axes.bar(
+                np.arange(len(columns)) + (i - (len(rows) - 1) / 2) * width,
+                [mean(column) for column in columns],
+                width,
+                yerr=[stdev(column) if len(column) > 1 else 0 for column in columns],
+                label=row,
+                color=_COLOURS.get(row, "#7d8b95"),
+            )
+        axes.set_xticks(range(len(groups) + 1), ["all", *groups], fontsize=9)
+        axes.set_title(f"{name}, {frames} frame{'s'[: frames > 1]}", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0][0].set_ylabel(f"{test}: MPJPE, mm")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=len(rows), frameon=False, fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    draw_generalisation(Path(sys.argv[2]), read_results(Path(sys.argv[1])))

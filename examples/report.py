@@ -4,7 +4,7 @@
     python examples/report.py RESULTS.json        # print one
 
 A page holds its tables between `<!-- table: docs/results/NAME.json -->` and `<!-- end -->`; with
-`NAME.json compact`, one line per row.
+`NAME.json compact`, one line per row; with `NAME.json motions`, errors by kind of motion.
 """
 
 from __future__ import annotations
@@ -154,22 +154,26 @@ def _generalisation_of(results: list[Result], title: str) -> str:
     groups = list(first["tests"][hardest]["by camera"])
     moving = first["frames"] > 1
     figures = ("MPJPE", "P-MPJPE", *(("MPJVE",) if moving else ()))
+    references = rows_of(results)[:2]
     head = [f"{test}: {' / '.join(figures)}" for test in tests]
     lines = [
         f"{title} ({first['size']} size), {len({r['seed'] for r in results})} seed(s), "
         f"{first['updates']} updates of {first['batch']}; mm.",
         "",
-        f"| | {' | '.join(head)} | {hardest}, against {first['row']} | {' | '.join(groups)} | "
-        f"{_FACTORS} |",
+        f"| | {' | '.join(head)} | {hardest}, against {' / '.join(references)} | "
+        f"{' | '.join(groups)} | {_FACTORS} |",
         "|---" * (len(tests) + len(groups) + 3) + "|",
     ]
-    reference = mean(values_of(results, first["row"], hardest, "MPJPE"))
     for row in rows_of(results):
         cells = []
         for test in tests:
             columns = (values_of(results, row, test, figure) for figure in figures)
             cells.append(" / ".join(_spread(values) for values in columns))
-        change = _change(mean(values_of(results, row, hardest, "MPJPE")), reference)
+        error = mean(values_of(results, row, hardest, "MPJPE"))
+        change = " / ".join(
+            _change(error, mean(values_of(results, other, hardest, "MPJPE"))) or "-"
+            for other in references
+        )
         runs = [r for r in results if r["row"] == row]
         cameras = (f"{mean(r['tests'][hardest]['by camera'][g] for r in runs):.0f}" for g in groups)
         seeds = f" ({len(runs)} seed)" if len(runs) == 1 else ""
@@ -245,9 +249,17 @@ def format_steps(rows: list[Result]) -> str:
 
 
 def format_generalisation_compact(results: list[Result]) -> str:
-    """One line per estimator: the second test's MPJPE and its change against the first row."""
+    """One line per estimator: the second test's MPJPE and its change against the first row.
+
+    Of the rows that every estimator has.
+    """
     test = list(results[0]["tests"])[1]
-    rows = rows_of(results)
+    kinds = {(r["estimator"], r["frames"]) for r in results}
+    rows = [
+        row
+        for row in rows_of(results)
+        if {(r["estimator"], r["frames"]) for r in results if r["row"] == row} == kinds
+    ]
     lines = [
         f"| {test} MPJPE, mm, mean of seeds | {' | '.join(rows)} |",
         "|---" * (len(rows) + 1) + "|",
@@ -262,11 +274,41 @@ def format_generalisation_compact(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def table_of(path: Path, compact: bool = False) -> str:
-    """The table that belongs to a results file."""
+def format_motions(results: list[Result]) -> str:
+    """Errors by kind of motion on the last two tests: the first three rows, mean of seeds."""
+    tables = []
+    rows = rows_of(results)[:3]
+    names = list(dict.fromkeys(r["estimator"] for r in results))
+    for test in list(results[0]["tests"])[1:]:
+        kinds = list(results[0]["tests"][test]["by motion"])
+        lines = [
+            f"{test}, MPJPE in mm: {' / '.join(rows)}",
+            "",
+            f"| | {' | '.join(names)} |",
+            "|---" * (len(names) + 1) + "|",
+        ]
+        for kind in kinds:
+            cells = []
+            for name in names:
+                runs = [r for r in results if r["estimator"] == name]
+                errors = (
+                    [r["tests"][test]["by motion"][kind] for r in runs if r["row"] == row]
+                    for row in rows
+                )
+                cells.append(" / ".join(f"{mean(e):.0f}" if e else "" for e in errors))
+            lines.append(f"| {kind} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
+    return "\n\n".join(tables)
+
+
+def table_of(path: Path, kind: str = "") -> str:
+    """The table that belongs to a results file; ``kind`` is empty, "compact" or "motions"."""
     results = json.loads(path.read_text())
+    compact = kind == "compact"
     if not isinstance(results, list):
         return (format_steps_compact if compact else format_steps)(results["steps"])
+    if kind == "motions":
+        return format_motions(results)
     if results and "estimator" in results[0]:
         return (format_generalisation_compact if compact else format_generalisation)(results)
     return format_compact(results) if compact else format_table(results)
@@ -275,8 +317,8 @@ def table_of(path: Path, compact: bool = False) -> str:
 def with_tables(text: str, root: Path) -> str:
     """A page with its tables made anew from the files that it names."""
     return re.sub(
-        r"(<!-- table: (\S+)( compact)? -->\n).*?(<!-- end -->)",
-        lambda m: f"{m[1]}{table_of(root / m[2], bool(m[3]))}\n{m[4]}",
+        r"(<!-- table: (\S+)(?: (compact|motions))? -->\n).*?(<!-- end -->)",
+        lambda m: f"{m[1]}{table_of(root / m[2], m[3] or '')}\n{m[4]}",
         text,
         flags=re.DOTALL,
     )
