@@ -32,7 +32,9 @@ from motion import source_motion
 from report import format_steps
 from torch import Tensor, nn
 
-from poseaug_plugin import PoseAdapter, PoseAugHook, metrics
+from poseaug_plugin import H36M_16, PoseAdapter, PoseAugHook, metrics
+from poseaug_plugin.isolation import isolated_call
+from poseaug_plugin.rigid import root_relative
 
 ESTIMATORS: dict[str, Callable[[], nn.Module]] = {
     "simple_baseline": lambda: SingleFrame(SimpleBaseline(), flat=True),
@@ -65,7 +67,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "random augmentation": (1, {"preset": "random"}),
     "feedback through the estimator": (1, {"feedback": "estimator"}),
 }
-SECTIONS = ("steps", "memory", "batches", "windows", "communication")
+SECTIONS = ("steps", "memory", "batches", "windows", "communication", "shared")
 Row = dict[str, Any]
 
 
@@ -213,6 +215,44 @@ def measure_memory(name: str, arguments: Any) -> Row:
     return row | {"ratio": hooked / plain, "plain_mib": plain, "hooked_mib": hooked}
 
 
+def measure_shared(name: str, make: Callable[[], nn.Module], arguments: Any) -> Row:
+    """Could the feedback's gradient come out of the user's own backward pass?
+
+    The gradient of a mean loss at the estimator's input, times the batch size, is that of every
+    sample's own error, unless batch normalisation couples the samples or dropout blurs them.
+    Returns the cosine between it and what an isolated pass gives, and what asking for it costs.
+    """
+    keypoints, joints, _ = poses(arguments.batch, FRAMES.get(name, 1), arguments.device)
+    target = root_relative(joints[:, joints.shape[1] // 2, None], H36M_16)
+    torch.manual_seed(0)
+    estimator = make().to(keypoints.device)
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-3)
+
+    def seconds(inputs: Tensor) -> float:
+        started = time.perf_counter()
+        optimizer.zero_grad()
+        metrics.mpjpe(estimator(inputs), target).backward()
+        optimizer.step()
+        if inputs.is_cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    leaf = keypoints.clone().requires_grad_()
+    for _ in range(20):
+        seconds(keypoints)
+    times = [(seconds(leaf), seconds(keypoints)) for _ in range(arguments.repeats)]
+    leaf.grad = None
+    optimizer.zero_grad()
+    metrics.mpjpe(estimator(leaf), target).backward()
+    shared = arguments.batch * leaf.grad
+    predicted = isolated_call(estimator, leaf, torch.Generator())
+    error = (predicted - target).norm(dim=-1).mean((1, 2)).sum()
+    isolated = torch.autograd.grad(error, leaf)[0]
+    cosine = torch.cosine_similarity(shared.flatten(1), isolated.flatten(1)).mean().item()
+    row = {"section": "shared", "estimator": name, "cosine": cosine}
+    return row | ratio([a for a, _ in times], [b for _, b in times])
+
+
 def communication(name: str, make: Callable[[], nn.Module]) -> Row:
     """MiB that a rank gives to the all-reduces of a step: the hook's one, and the estimator's."""
     estimator = make()
@@ -291,6 +331,8 @@ def main() -> None:
             work.append(partial(measure_steps, name, make, arguments))
         if "memory" in arguments.sections:
             work.append(lambda name=name: [measure_memory(name, arguments)])
+        if "shared" in arguments.sections:
+            work.append(lambda name=name, make=make: [measure_shared(name, make, arguments)])
         if "communication" in arguments.sections:
             work.append(lambda name=name, make=make: [communication(name, make)])
     for section in ("batches", "windows"):

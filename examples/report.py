@@ -234,6 +234,15 @@ def format_steps(rows: list[Result]) -> str:
             hook = f"{r['hook_with_critics_mib']:.1f} / {r['hook_mib']:.1f}"
             lines.append(f"| {r['estimator']} | {hook} | {r['estimator_mib']:.1f} |")
         tables.append("\n".join(lines))
+    gradients = [r for r in rows if r["section"] == "shared"]
+    if gradients:
+        lines = [
+            "| gradient taken from the user's own backward pass | cosine with an isolated pass's | "
+            "step that asks for it / plain step |",
+            "|---|---|---|",
+        ]
+        lines += [f"| {r['estimator']} | {r['cosine']:.2f} | {r['ratio']:.2f} |" for r in gradients]
+        tables.append("\n".join(lines))
     for section, label in (("batches", "batch"), ("windows", "frames")):
         chosen = [r for r in rows if r["section"] == section]
         if chosen:
