@@ -36,11 +36,11 @@ _ROTATION_LIMIT = 0.15  # radians per axis
 _DEPTH_LIMIT = 0.1  # of log depth
 _RAY_LIMIT = 0.03  # of x/z and y/z
 
-# What is learned on the base's spreads: down to a third of them, up to three times the default ones
-# (and never beyond that from a base that is wide already), which is every view and a third of a
-# radian per bone. Logarithms. The gain lets Adam's small steps, meant for networks, take them there
-# within some three hundred updates.
-_WIDENING_LIMIT = 1.1
+# What is learned on the base's spreads: down to a half of them, up to twice the default ones (and
+# never beyond that from a base that is wide already). Wider views than that cost a small estimator
+# more than they give (docs/experiments.md, section 7). Logarithms. The gain lets Adam's small
+# steps, meant for networks, take them there within some three hundred updates.
+_WIDENING_LIMIT = math.log(2)
 _WIDENING_GAIN = 100.0
 _OPERATION_OF_FACTOR: tuple[Operation, ...] = (
     "rigid",
