@@ -70,6 +70,9 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "without limbs": {"spread": Spread(limb_angle=0.0)},
     "without focal lengths": {"spread": Spread(focal_length=0.0)},
     "append": {"mix": "append"},
+    # Domain adaptation, so no rival of the others: 2D of the target is known, from other clips.
+    "adapted: 2D critic": {},
+    "adapted: 2D critic and places": {"placement": "real_poses_2d"},
 }
 
 
@@ -118,6 +121,10 @@ class Run:
         self.updates, self.seconds = 0, 0.0
         self.hook: PoseAugHook | None = None
         options = ROWS[row]
+        if row.startswith("adapted"):
+            if data.unlabelled is None:
+                raise SystemExit(f"{row!r} takes 2D from clips that are not tested on: --clips 2")
+            options = {**(options or {}), "real_poses_2d": data.unlabelled}
         if options is not None:
             self.hook = PoseAugHook(
                 self.estimator,

@@ -53,6 +53,7 @@ class Benchmark(NamedTuple):
 
     train: Sequences
     tests: dict[str, Sequences]
+    unlabelled: Tensor | None  # (N, J, 2) of the target, from clips that are not tested on
 
 
 def as_sequences(seen: Pairs, device: torch.device) -> Sequences:
@@ -82,9 +83,10 @@ def family(clip: str) -> str:
     return clip.split("/")[-1].split("_")[0]
 
 
-def _every(motion: Motion, step: int) -> Motion:
-    """Every ``step``-th of all clips."""
-    clips = [(subject, name) for subject in motion for name in motion[subject]][::step]
+def _every(motion: Motion, step: int, *, others: bool = False) -> Motion:
+    """Every ``step``-th of all clips, or the others."""
+    clips = [(subject, name) for subject in motion for name in motion[subject]]
+    clips = [clip for i, clip in enumerate(clips) if (i % step != 0) == others]
     subjects = dict.fromkeys(subject for subject, _ in clips)
     return {s: {n: motion[s][n] for subject, n in clips if subject == s} for s in subjects}
 
@@ -128,8 +130,11 @@ def load(
                 "same views": seen(others, cameras),
                 "new views": seen(others, demo_cameras().cameras["target"], shift=to_demo),
             },
+            None,
         )
-    target = _every(read_motion(folder / "target_bandai.npz"), clips)
+    everyone = read_motion(folder / "target_bandai.npz")
+    target, untested = _every(everyone, clips), _every(everyone, clips, others=True)
+    unlabelled = seen(untested, rigs.cameras["target"]).keypoints if untested else None
     to_source = rigs.centres["source"] - rigs.centres["target"]
     return Benchmark(
         seen(source, cameras, subjects, every=every),
@@ -138,4 +143,5 @@ def load(
             "cross-dataset": seen(target, rigs.cameras["target"]),
             "pose gap": seen(target, cameras, shift=tuple(to_source[:2])),
         },
+        unlabelled,
     )

@@ -21,7 +21,10 @@ class PoseAugConfig:
         learned: Train a policy. Without it, `RandomPolicy` draws and nothing adversarial is built.
         start: ``"random"`` learns a residual on a random base; ``"released"`` is the reference net.
         spread: How widely the base distribution draws.
-        operations: Which of bone_angle, bone_length, rigid are done.
+        operations: Which of bone_angle, bone_length, rigid, focal_length are done.
+        placement: Where augmented poses stand: where poses of the ``"batch"`` do, or so that they
+            are seen like the hook's ``"real_poses_2d"``, as large and with the root there. For
+            adaptation to a camera set-up of which only 2D is known.
         fixed_trunk: Trunk bones stay unbent, the anchor length stays (released code).
         shared_extractor: One feature extractor for all regressors (paper).
         width: Hidden width of policy and 3D critic.
@@ -75,6 +78,7 @@ class PoseAugConfig:
     start: Start = "random"
     spread: Spread = field(default_factory=Spread)
     operations: tuple[Operation, ...] = OPERATIONS
+    placement: Literal["batch", "real_poses_2d"] = "batch"
     fixed_trunk: bool = False
     shared_extractor: bool = False
     width: int = 128
@@ -139,6 +143,10 @@ class PoseAugConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise PoseAugError(f"{name} must lie in [{low}, {high}], got {value!r}.")
+        if self.candidates > 1 and self.placement != "batch":
+            raise PoseAugError(
+                f"placement={self.placement!r} leaves nothing to choose by place: set candidates=1."
+            )
         if self.candidates > 1 and self.feedback != "predicted":
             raise PoseAugError(
                 f"candidates={self.candidates} are scored by the hardness predictor, so they need "

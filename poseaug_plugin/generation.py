@@ -14,6 +14,7 @@ from .config import PoseAugConfig
 from .hardness import HardnessController, HardnessPredictor, choose_candidate
 from .isolation import unchanged_buffers
 from .objectives import Generated
+from .placement import place_as_seen
 from .policy import Policy
 from .regressors import RawParameters
 from .skeleton import Skeleton
@@ -29,6 +30,7 @@ class Draft(NamedTuple):
     network_noise: Tensor  # (B, network_noise_size)
     keeps_cameras: bool  # whatever the focal ratio is
     judged_frame: Tensor | None  # (B,) which frame the critics see; None for T = 1
+    pictures: Tensor | None  # (B, J, 2) 2D poses to be placed like; None: as the policy says
 
 
 class Augmented(NamedTuple):
@@ -62,6 +64,7 @@ class BatchAugmenter:
         config: Options.
         generator: The random stream, on the device of the batches.
         windows: Where windows to augment come from, if not from the batch.
+        pictures: (N, J, 2) 2D poses whose places are taken; None leaves that to the policy.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class BatchAugmenter:
         config: PoseAugConfig,
         generator: torch.Generator,
         windows: PoseWindows | None = None,
+        pictures: Tensor | None = None,
     ) -> None:
         self.policy = policy
         self.predictor = predictor
@@ -81,6 +85,7 @@ class BatchAugmenter:
         self.config = config
         self.generator = generator
         self.windows = windows
+        self.pictures = pictures
         self.replaces = config.mix == "replace"
 
     def count_of(self, batch_size: int) -> int:
@@ -163,7 +168,12 @@ class BatchAugmenter:
         if frames > 1:
             draws = torch.rand(size, device=device, generator=self.generator)
             judged = (draws * frames).long().clamp(max=frames - 1)
-        return Draft(batch, chosen, network_noise, keeps_cameras, judged)
+        pictures = None
+        if self.pictures is not None:
+            draws = torch.rand(size, device=device, generator=self.generator)
+            available = self.pictures.shape[0]
+            pictures = self.pictures[(draws * available).long().clamp(max=available - 1)]
+        return Draft(batch, chosen, network_noise, keeps_cameras, judged, pictures)
 
     def generate(self, draft: Draft) -> Generated:
         """Augment every sample, attached to the policy's graph where gradients are enabled."""
@@ -174,6 +184,11 @@ class BatchAugmenter:
         seen_by = batch.intrinsics
         if not draft.keeps_cameras:
             seen_by = with_focal_ratio(seen_by, parameters.focal_ratio)
+        if draft.pictures is not None:
+            place = place_as_seen(poses.moved, draft.pictures, seen_by, self.skeleton)
+            shift = (place - parameters.translation).unsqueeze(2)
+            poses = poses._replace(moved=poses.moved + shift)
+            parameters = parameters._replace(translation=place)
         clean_keypoints, keypoints = (
             project_points(p, camera, clamp_rays=self.config.clamp_rays)
             for p, camera in ((batch.joints, batch.intrinsics), (poses.moved, seen_by))

@@ -65,7 +65,8 @@ class PoseAugHook:
         source: Whole sequences, for a loop that has 2D of a window of frames and 3D of one.
         policy: A policy of one's own, instead of the one that the options describe.
         real_poses_3d: (N, J, 3) poses that the 3D critic takes for real, instead of the batch's.
-        real_poses_2d: (N, J, 2) likewise for the 2D critic; need not belong to the 3D poses.
+        real_poses_2d: (N, J, 2) likewise for the 2D critic; need not belong to the 3D poses. With
+            ``placement="real_poses_2d"`` augmented poses are also put where these are seen.
         seed: Of the hook's own weights and noise.
         auto_step: Train when the optimizer steps. Without, only when `step` is called: for a step
             that is captured in a CUDA graph, in which Python does not run, or for several

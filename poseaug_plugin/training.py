@@ -99,6 +99,11 @@ class PolicyTrainer:
         self.generator = torch.Generator(device).manual_seed(seed + _SEEDS_APART * rank)
         real_3d = _checked(real_poses_3d, "real_poses_3d", (skeleton.num_joints, 3), device)
         real_2d = _checked(real_poses_2d, "real_poses_2d", (skeleton.num_joints, 2), device)
+        if config.placement == "real_poses_2d" and real_2d is None:
+            raise PoseAugError(
+                "placement='real_poses_2d' puts poses where those are seen: pass real_poses_2d, "
+                f"(N, {skeleton.num_joints}, 2) normalised screen coordinates."
+            )
         # Initial weights come from a stream of our own; the user's global one is given back.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -131,6 +136,7 @@ class PolicyTrainer:
             config,
             self.generator,
             windows,
+            real_2d if config.placement == "real_poses_2d" else None,
         )
         self.losses = _no_losses(device)
         self._readings: dict[str, Tensor] = {}

@@ -26,7 +26,7 @@ ROWS = (
     ("skeletons",),
     ("bones", "rigid", "camera", "grouped", "curriculum", "pool"),
     ("windows",),
-    ("augmentation", "regressors", "losses", "metrics", "anatomy"),
+    ("augmentation", "placement", "regressors", "losses", "metrics", "anatomy"),
     ("policy", "discriminators", "hardness"),
     (
         "adapters",
@@ -191,6 +191,7 @@ HOT = (
         "source",
         "ranks",
         "mixing",
+        "placement",
         "regressors",
     ),
     *("observation", "adapters", "estimator_error"),
