@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from ablation import HELD_OUT, split
 from mocap import (
@@ -91,6 +92,17 @@ def _every(motion: Motion, step: int, *, others: bool = False) -> Motion:
     return {s: {n: motion[s][n] for subject, n in clips if subject == s} for s in subjects}
 
 
+def _scattered(motion: Motion, generator: np.random.Generator) -> Motion:
+    """Every clip up to a metre from where it was: nobody stands in the middle all the time."""
+    return {
+        subject: {
+            name: clip + np.append(generator.uniform(-1, 1, 2), 0).astype(clip.dtype)
+            for name, clip in clips.items()
+        }
+        for subject, clips in motion.items()
+    }
+
+
 def load(
     folder: Path,
     device: torch.device,
@@ -124,11 +136,13 @@ def load(
         train, others = split(source, held_out)
         to_demo = tuple(-rigs.centres["source"][:2])
         others = _every(others, clips)
+        elsewhere = _scattered(others, np.random.default_rng(0))
+        new_cameras = demo_cameras().cameras["target"]
         return Benchmark(
             seen({s: train[s] for s in subjects}, cameras, every=every),
             {
                 "same views": seen(others, cameras),
-                "new views": seen(others, demo_cameras().cameras["target"], shift=to_demo),
+                "new views": seen(elsewhere, new_cameras, shift=to_demo),
             },
             None,
         )

@@ -310,6 +310,33 @@ def format_motions(results: list[Result]) -> str:
     return "\n\n".join(tables)
 
 
+def format_diversity(results: list[Result]) -> str:
+    """Two Markdown tables of what `diversity.py` wrote: how diverse the poses are, and how human.
+
+    Coverage in mm, spreads as standard deviations.
+    """
+    units = {"depth": "m"}
+    spread = [f"{name}, {units.get(name, 'degrees')}" for name in results[0]["spread"]]
+    diverse = [
+        "| | nearest to a target pose as seen, mm | pose alone, mm | "
+        f"spread of {' | '.join(spread)} |",
+        "|---" * (len(spread) + 3) + "|",
+    ]
+    human = [
+        "| | outside what real joints do, % | of that knees backwards, % | critic's score |",
+        "|---|---|---|---|",
+    ]
+    for r in results:
+        near = (f"{r[kind]:.1f}" if kind in r else "-" for kind in ("as seen", "pose alone"))
+        widths = (f"{r['spread'][name]:.{2 if name in units else 1}f}" for name in r["spread"])
+        diverse.append(f"| {r['set']} | {' | '.join(near)} | {' | '.join(widths)} |")
+        human.append(
+            f"| {r['set']} | {r['implausible']:.1f} | {r['knees backwards']:.1f} | "
+            f"{r['critic score']:.2f} |"
+        )
+    return "\n".join([f"{results[0]['poses']:,} poses of every set.", "", *diverse, "", *human])
+
+
 def table_of(path: Path, kind: str = "") -> str:
     """The table that belongs to a results file; ``kind`` is empty, "compact" or "motions"."""
     results = json.loads(path.read_text())
@@ -318,6 +345,8 @@ def table_of(path: Path, kind: str = "") -> str:
         return (format_steps_compact if compact else format_steps)(results["steps"])
     if kind == "motions":
         return format_motions(results)
+    if results and "set" in results[0]:
+        return format_diversity(results)
     if results and "estimator" in results[0]:
         return (format_generalisation_compact if compact else format_generalisation)(results)
     return format_compact(results) if compact else format_table(results)

@@ -11,7 +11,10 @@ import pytest
 import torch
 from loops import differences
 
+from poseaug_plugin import H36M_16
+
 ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT.parent / "shared" / "data"
 EXAMPLES = ROOT / "examples"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -21,13 +24,17 @@ def _examples_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES))
 
 
-def quickstart(out: Path, *options: str) -> str:
-    command = [sys.executable, str(EXAMPLES / "quickstart.py"), "--smoke", "--out", str(out)]
+def example(script: str, out: Path, *options: str) -> str:
+    command = [sys.executable, str(EXAMPLES / script), "--smoke", "--out", str(out)]
     environment = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PATH": ""}
     done = subprocess.run(
         [*command, *options], check=True, capture_output=True, text=True, env=environment
     )
     return done.stdout
+
+
+def quickstart(out: Path, *options: str) -> str:
+    return example("quickstart.py", out, *options)
 
 
 def checkpoint(out: Path) -> Any:
@@ -48,6 +55,54 @@ def test_resumed_quickstart_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert differences(whole["estimator"], halfway["estimator"]) != []
     assert "| PoseAugHook |" in printed
     assert (tmp_path / "parts" / "quickstart.png").stat().st_size > 10_000
+
+
+def test_diversity_compares_every_set(tmp_path: Path) -> None:
+    from report import read_results, table_of
+
+    if not DATA.is_dir():
+        pytest.skip(f"no motion capture in {DATA}")
+    out = tmp_path / "diversity.json"
+    printed = example("diversity.py", out, "--data", str(DATA), "--rows", "random, tuned")
+    assert [r["set"] for r in read_results(out)] == [
+        "target",
+        "held-out subjects",
+        "original",
+        "random, tuned",
+    ]
+    assert table_of(out) == printed.strip()
+    assert out.with_suffix(".png").stat().st_size > 10_000
+
+
+def test_joint_angles_and_viewpoint_of_a_standing_body() -> None:
+    from diversity import body_aligned, coverage, joint_angles, knees_backwards, viewpoints
+
+    # Faces a camera 4 m away, at the height of its hips: x right, y down, so its left is +x.
+    side = {"left": 1.0, "right": -1.0}
+    height = {"hip": 0.0, "knee": 0.4, "ankle": 0.8, "shoulder": -0.5, "elbow": -0.5, "wrist": -0.5}
+    reach = {"hip": 0.1, "knee": 0.1, "ankle": 0.1, "shoulder": 0.2, "elbow": 0.5, "wrist": 0.5}
+    front = {"wrist": -0.3}
+    middle = {"hip": 0.0, "spine": -0.25, "thorax": -0.5, "head": -0.8}
+    body = torch.zeros(1, 16, 3)
+    for i, name in enumerate(H36M_16.joints):
+        which, _, part = name.partition("_")
+        x = side[which] * reach[part] if part else 0.0
+        y = height[part] if part else middle[name]
+        body[0, i] = torch.tensor([x, y, 4.0 + front.get(part, 0.0)])
+    angles = {name: values.mean().item() for name, values in joint_angles(body).items()}
+    assert angles == pytest.approx(
+        {"elbow flexion": 90.0, "knee flexion": 0.0, "upper-arm elevation": 90.0}, abs=0.1
+    )
+    assert torch.cat(viewpoints(body)).tolist() == pytest.approx([0.0, 0.0], abs=0.1)
+    ankle = H36M_16.joints.index("left_ankle")
+    for depth, backwards in ((0.3, False), (-0.3, True)):
+        bent = body.clone()
+        bent[:, ankle, 2] += depth
+        assert knees_backwards(bent).tolist() == [backwards]
+    # Alone, a pose is the same wherever it stands, turned or enlarged; as it is seen it is not.
+    turned = body[..., [2, 1, 0]] * torch.tensor([-1.2, 1.2, 1.2])
+    assert coverage(body_aligned(body), body_aligned(turned)) == pytest.approx(0.0, abs=0.1)
+    assert coverage(body - body[:, :1], turned - turned[:, :1]) > 50
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
