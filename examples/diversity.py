@@ -175,7 +175,7 @@ def draw(path: Path, sets: dict[str, Tensor]) -> None:
             below.hist(value.flatten(), range=(0, highest), label=name, linewidth=1.4, **style)
             below.set(xlabel=label, yticks=[], xlim=(0, highest))
     panels[0, 0].set_ylabel("elevation of the camera, degrees")
-    panels[1, 0].set_ylabel("share of poses")
+    panels[1, 0].set_ylabel("density")
     panels[1, 0].legend(frameon=False, fontsize=9)
     figure.savefig(path, dpi=110)
     plt.close(figure)
