@@ -37,7 +37,7 @@ from tqdm import tqdm
 from poseaug_plugin import AugmentationPolicy, PoseAdapter, PoseAugHook, Spread, metrics
 
 # What a user would do instead of PoseAug: bone angles, bone lengths, viewpoints.
-NARROW = Spread(limb_angle=0.0, focal_length=0.0)
+NARROW = Spread(limb_angle=0.0)
 WIDE = replace(NARROW, pitch=0.7, roll=0.3)
 TUNED = replace(WIDE, bone_angle=0.2)
 # Bases of the policy.
@@ -68,7 +68,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "bone lengths only": {"operations": ("bone_length",)},
     "rigid only": {"operations": ("rigid",)},
     "without limbs": {"spread": Spread(limb_angle=0.0)},
-    "without focal lengths": {"spread": Spread(focal_length=0.0)},
+    "with focal lengths": {"spread": Spread(focal_length=0.5)},
     "append": {"mix": "append"},
     # Domain adaptation, so no rival of the others: 2D of the target is known, from other clips.
     "adapted: 2D critic": {},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from mocap import (
     read_motion,
 )
 from torch import Tensor
+
+from poseaug_plugin import H36M_17
+from poseaug_plugin.bones import joints_to_bones, per_bone, with_bone_lengths
 
 
 class Sequences(NamedTuple):
@@ -92,15 +95,28 @@ def _every(motion: Motion, step: int, *, others: bool = False) -> Motion:
     return {s: {n: motion[s][n] for subject, n in clips if subject == s} for s in subjects}
 
 
-def _scattered(motion: Motion, generator: np.random.Generator) -> Motion:
-    """Every clip up to a metre from where it was: nobody stands in the middle all the time."""
-    return {
-        subject: {
-            name: clip + np.append(generator.uniform(-1, 1, 2), 0).astype(clip.dtype)
-            for name, clip in clips.items()
-        }
-        for subject, clips in motion.items()
-    }
+def _strangers(motion: Motion, generator: np.random.Generator) -> Motion:
+    """Every clip up to a metre from where it was, and by a body of its own.
+
+    Nobody stands in the middle all the time; sizes are 0.8 to 1.1 of what they were, and every bone
+    length (left and right alike) up to a fifth more or less than that.
+    """
+    strange: dict[str, dict[str, Any]] = {}
+    for subject, clips in motion.items():
+        strange[subject] = {}
+        for name, clip in clips.items():
+            joints = torch.from_numpy(clip)
+            ratios = generator.uniform(0.8, 1.1) * generator.uniform(
+                0.8, 1.2, H36M_17.num_bone_length_groups
+            )
+            bones = joints_to_bones(joints, H36M_17).norm(dim=-1)
+            lengths = bones * per_bone(torch.from_numpy(ratios).to(bones), H36M_17)
+            moved = with_bone_lengths(joints, lengths, H36M_17).numpy()
+            offset = np.append(generator.uniform(-1, 1, 2), 0).astype(clip.dtype)
+            # Feet stay on the floor.
+            offset[2] = clip[..., 2].min() - moved[..., 2].min()
+            strange[subject][name] = moved + offset
+    return strange
 
 
 def load(
@@ -136,13 +152,13 @@ def load(
         train, others = split(source, held_out)
         to_demo = tuple(-rigs.centres["source"][:2])
         others = _every(others, clips)
-        elsewhere = _scattered(others, np.random.default_rng(0))
+        strangers = _strangers(others, np.random.default_rng(0))
         new_cameras = demo_cameras().cameras["target"]
         return Benchmark(
             seen({s: train[s] for s in subjects}, cameras, every=every),
             {
                 "same views": seen(others, cameras),
-                "new views": seen(elsewhere, new_cameras, shift=to_demo),
+                "new views": seen(strangers, new_cameras, shift=to_demo),
             },
             None,
         )

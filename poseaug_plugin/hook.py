@@ -187,10 +187,10 @@ class PoseAugHook:
                 unit (VideoPose3D: metres, root-relative, the trajectory in the root joint). With a
                 ``source`` also (B, 1, J, 3), the frame that is lifted.
             camera: (B, 9) or (9,) intrinsics, tensor or array.
-            return_camera: Return the cameras that belong to the batch as a third, (N, 9). Then
-                augmented samples are also seen with other focal lengths, which helps with cameras
-                unlike those of the training set; without it cameras stay as they are, because a
-                loop that uses them afterwards would not know.
+            return_camera: Return the cameras that belong to the batch as a third, (N, 9), for a
+                loop that uses them afterwards. Only then are augmented samples also seen with other
+                focal lengths, if ``Spread.focal_length`` asks for them; else such a loop would not
+                know.
 
         Returns:
             ``inputs_2d, inputs_3d`` with the same dtypes, devices and conventions (and shapes,

@@ -70,7 +70,8 @@ class Spread:
             every bone on its own.
         bone_length: Length ratios are uniform in +-bone_length, left and right tied.
         focal_length: The logarithm of what the focal length is multiplied by, uniform in
-            +-focal_length.
+            +-focal_length; only with ``augment(..., return_camera=True)``. For known people seen
+            through other lenses (docs/experiments.md, section 7).
     """
 
     yaw: float = math.pi
@@ -80,7 +81,7 @@ class Spread:
     limb_angle: float = 0.2
     bone_angle: float = 0.1
     bone_length: float = 0.15
-    focal_length: float = 0.5
+    focal_length: float = 0.0
 
 
 class SpreadFactors(NamedTuple):

@@ -30,6 +30,7 @@ from poseaug_plugin import (
     PoseAugHook,
     PoseAugWarning,
     Skeleton,
+    Spread,
     project_points,
     root_relative,
 )
@@ -393,7 +394,13 @@ def test_scale_is_not_read_on_a_device() -> None:
 
 def test_camera_and_scale_come_back() -> None:
     inputs_2d, inputs_3d, camera = host_batch("ST-GCN")
-    hook = PoseAugHook(make_lifter(17), skeleton="h36m_17", adapter=STGCNAdapter(), **SMALL)
+    hook = PoseAugHook(
+        make_lifter(17),
+        skeleton="h36m_17",
+        adapter=STGCNAdapter(),
+        spread=Spread(focal_length=0.5),
+        **SMALL,
+    )
     made = hook.augment(inputs_2d, inputs_3d, camera, return_camera=True)
     assert made.camera[1] is camera[1]
     moved = made.inputs_3d.clone()

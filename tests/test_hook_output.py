@@ -1005,6 +1005,9 @@ def test_tensors_do_not_pile_up() -> None:
 # -- cameras that come back ------------------------------------------------------------------------
 
 
+LENSES = Spread(focal_length=0.5)
+
+
 def seen_by(camera: Any, inputs_3d: Tensor) -> Tensor:
     """Where cameras see a batch."""
     return project_points(without_trajectory(inputs_3d), torch.as_tensor(camera))
@@ -1013,7 +1016,7 @@ def seen_by(camera: Any, inputs_3d: Tensor) -> Tensor:
 def test_cameras_come_back_with_the_batch() -> None:
     batch = make_batch()
     given = batch.camera.clone()
-    hook = make_hook(make_lifter())
+    hook = make_hook(make_lifter(), spread=LENSES)
     made = hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera, return_camera=True)
     assert torch.allclose(seen_by(made.camera, made.inputs_3d), made.inputs_2d, atol=1e-4)
     assert torch.equal(batch.camera, given)
@@ -1029,14 +1032,15 @@ def test_cameras_come_back_with_the_batch() -> None:
 
 def test_cameras_that_do_not_come_back_stay_as_they_are() -> None:
     batch = make_batch()
-    made = make_hook(make_lifter()).augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
+    hook = make_hook(make_lifter(), spread=LENSES)
+    made = hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
     assert torch.allclose(seen_by(batch.camera, made.inputs_3d), made.inputs_2d, atol=1e-4)
 
 
 def test_what_falls_back_keeps_its_camera() -> None:
     batch = make_batch()
     # So near that nobody fits into the picture.
-    hook = make_hook(make_lifter(), spread=Spread(depth=(0.05, 0.1)))
+    hook = make_hook(make_lifter(), spread=Spread(depth=(0.05, 0.1), focal_length=0.1))
     made = hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera, return_camera=True)
     assert torch.equal(made.inputs_2d, batch.inputs_2d)
     assert torch.equal(made.camera, batch.camera)
@@ -1046,7 +1050,7 @@ def test_what_falls_back_keeps_its_camera() -> None:
 def test_appended_batch_has_twice_the_cameras(as_array: bool) -> None:
     batch = make_batch()
     camera = batch.camera.numpy() if as_array else batch.camera
-    hook = make_hook(make_lifter(), mix="append")
+    hook = make_hook(make_lifter(), mix="append", spread=LENSES)
     for given in (camera, camera[0]):
         made = hook.augment(batch.inputs_2d, batch.inputs_3d, given, return_camera=True)
         assert type(made.camera) is type(given)
@@ -1061,7 +1065,7 @@ def test_without_a_camera_none_comes_back() -> None:
     batch = make_batch()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the assumed one, once a process
-        made = make_hook(make_lifter()).augment(
+        made = make_hook(make_lifter(), spread=LENSES).augment(
             batch.inputs_2d, batch.inputs_3d, return_camera=True
         )
     assert made.camera is None

@@ -73,6 +73,7 @@ def taught(policy: AugmentationPolicy, scale: float = 1.0) -> AugmentationPolicy
 
 def build(kind: str, skeleton: Skeleton = H36M_16, **options: object) -> AnyPolicy:
     """A policy in float64: drawing only, residual (plain or with one extractor) or released."""
+    options.setdefault("spread", Spread(focal_length=0.5))
     if kind == "unlearned":
         return RandomPolicy(skeleton, **options).double()
     start = "released" if kind == "released" else "random"
