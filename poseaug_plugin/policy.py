@@ -37,10 +37,12 @@ _DEPTH_LIMIT = 0.1  # of log depth
 _RAY_LIMIT = 0.03  # of x/z and y/z
 
 # What is learned on the base's spreads: down to a half of them, up to twice the default ones (and
-# never beyond that from a base that is wide already). Wider views than that cost a small estimator
-# more than they give (docs/experiments.md, section 7). Logarithms. The gain lets Adam's small
-# steps, meant for networks, take them there within some three hundred updates.
+# never beyond that from a base that is wide already), but bones one by one only up to the default:
+# twice as much bends every tenth knee backwards. Wider views cost a small estimator more than they
+# give (docs/experiments.md, section 7). Logarithms. The gain lets Adam's small steps, meant for
+# networks, take them there within some three hundred updates.
 _WIDENING_LIMIT = math.log(2)
+_NEVER_WIDER = ("bone_angle",)
 _WIDENING_GAIN = 100.0
 _OPERATION_OF_FACTOR: tuple[Operation, ...] = (
     "rigid",
@@ -387,7 +389,8 @@ def _room_to_widen(spread: Spread) -> list[float]:
     rooms = []
     for name in SpreadFactors._fields:
         own, usual = getattr(spread, name), getattr(Spread(), name)
-        room = math.log(usual / own) + _WIDENING_LIMIT if own > 0 else _WIDENING_LIMIT
+        limit = 0.0 if name in _NEVER_WIDER else _WIDENING_LIMIT
+        room = math.log(usual / own) + limit if own > 0 else limit
         rooms.append(max(room, 1e-3))
     return rooms
 

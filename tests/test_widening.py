@@ -35,16 +35,16 @@ def test_factors_stay_between_a_half_and_two() -> None:
 
 @pytest.mark.parametrize("name", SpreadFactors._fields)
 def test_a_factor_is_one_on_its_spread(name: str) -> None:
-    policy = policy_with(**{name: 0.01})
+    policy = policy_with(**{name: -0.01})
     factor = getattr(policy.spread_factors(), name).item()
-    assert factor > 1.2
+    assert factor < 0.8
     spread = policy.base.spread
-    wider = type(spread)(**{**vars(spread), name: getattr(spread, name) * factor})
+    narrower = type(spread)(**{**vars(spread), name: getattr(spread, name) * factor})
     torch.manual_seed(0)
     joints = torch.randn(5, 1, 16, 3, dtype=torch.float64) + torch.tensor([0.0, 0.0, 5.0])
     noise = torch.randn(5, policy.noise_size, dtype=torch.float64)
     base_noise = noise[:, : policy.base_noise_size]
-    expected = RandomPolicy("h36m_16", spread=wider).double()(joints, base_noise)
+    expected = RandomPolicy("h36m_16", spread=narrower).double()(joints, base_noise)
     for got, wanted in zip(policy(joints, noise), expected, strict=True):
         torch.testing.assert_close(got, wanted)
 
@@ -60,7 +60,8 @@ def test_a_wide_base_has_less_room() -> None:
     assert limb_angle == pytest.approx(widest / 1.5)
     assert pitch == pytest.approx(0.7 / 0.5)
     assert roll == pytest.approx(1, abs=2e-3)
-    assert bone_angle == bone_length == pytest.approx(widest)
+    assert bone_angle == pytest.approx(1, abs=2e-3)
+    assert bone_length == pytest.approx(widest)
     with torch.no_grad():
         policy.widening.fill_(-100.0)
     assert [f.item() for f in policy.spread_factors()] == pytest.approx([1 / widest] * 5)
@@ -134,7 +135,10 @@ ENTROPY_ALONE = {"weight_3d": 0.0, "weight_2d": 0.0, "frame_weight": 0.0, "range
 
 
 def test_entropy_alone_widens_everything() -> None:
-    assert (factors_after(10, moved_weight=0.0, **ENTROPY_ALONE) > 1.2).all()
+    factors = SpreadFactors(*factors_after(10, moved_weight=0.0, **ENTROPY_ALONE))
+    for name, factor in factors._asdict().items():
+        # Bones one by one never get wilder than the default base.
+        assert factor > (1.0 if name == "bone_angle" else 1.2)
 
 
 def test_nothing_widens_without_entropy() -> None:
