@@ -36,13 +36,13 @@ from tqdm import tqdm
 
 from poseaug_plugin import AugmentationPolicy, PoseAdapter, PoseAugHook, Spread, metrics
 
-# What a user would do instead of PoseAug: bone angles, bone lengths, viewpoints.
-NARROW = Spread(limb_angle=0.0)
+# What a user would do instead of PoseAug: bones one by one, bone lengths, viewpoints.
+NARROW = Spread(pitch=0.35, roll=0.15, limb_angle=0.0, bone_angle=0.1)
 WIDE = replace(NARROW, pitch=0.7, roll=0.3)
 TUNED = replace(WIDE, bone_angle=0.2)
-# Bases of the policy.
-MIDDLE_BASE = Spread(pitch=0.5, roll=0.2, limb_angle=0.3)
-WIDE_BASE = Spread(pitch=0.7, roll=0.3, limb_angle=0.4)
+# Other bases of the policy.
+NARROW_BASE = Spread(pitch=0.25, roll=0.1, limb_angle=0.15, bone_angle=0.05)
+WIDE_BASE = Spread(pitch=0.7, roll=0.3, limb_angle=0.42, bone_angle=0.105, bone_length=0.21)
 
 ROWS: dict[str, dict[str, Any] | None] = {
     "none": None,
@@ -50,14 +50,14 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "random, wide": {"preset": "random", "spread": WIDE},
     "random, tuned": {"preset": "random", "spread": TUNED},
     "default": {},
-    "default from the middle": {"spread": MIDDLE_BASE},
+    "default from narrow": {"spread": NARROW_BASE},
     "default from wide": {"spread": WIDE_BASE},
     "its base alone": {"preset": "random"},
     "its wide base alone": {"preset": "random", "spread": WIDE_BASE},
     "released": {"preset": "released"},
     "paper": {"preset": "paper"},
     "without feedback": {"feedback": "none"},
-    "without feedback, from the middle": {"feedback": "none", "spread": MIDDLE_BASE},
+    "without feedback, from narrow": {"feedback": "none", "spread": NARROW_BASE},
     "without feedback, from wide": {"feedback": "none", "spread": WIDE_BASE},
     "without critics": {"weight_3d": 0.0, "weight_2d": 0.0, "weight_motion": 0.0},
     "without the 3D critic": {"weight_3d": 0.0},

@@ -530,7 +530,7 @@ def test_feedback_gradient_is_that_of_finite_differences(mode: str) -> None:
         poses = apply_augmentation(joints, parameters, H36M_16)
         seen = [project_points(p, camera) for p in (joints, poses.moved)]
         weights = torch.ones(6, dtype=torch.float64)
-        generated = Generated(joints, seen[0], parameters, poses, seen[1], camera, weights)
+        generated = Generated(joints, seen[0], parameters, poses, seen[1], camera, camera, weights)
         d3d, d2d = (critic.double() for critic in critics)
         return policy_objective(generated, d3d, d2d, error_of, config, H36M_16).total
 
