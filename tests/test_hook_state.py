@@ -22,6 +22,7 @@ from loops import (
     make_batch,
     make_hook,
     make_lifter,
+    mpjpe,
     stream,
     train,
 )
@@ -584,3 +585,32 @@ def test_monitor_takes_every_reading_of_the_diagnostics() -> None:
     diagnostics = monitor_with(**FINE).read(50)
     assert set(FINE) == set(Diagnostics._fields[1:10])
     assert not any(value != value for value in diagnostics)
+
+
+# -- between augment and the update ----------------------------------------------------------------
+
+
+def test_augment_keeps_no_graph() -> None:
+    hook, batch = make_hook(make_lifter()), make_batch()
+    hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
+    augmented = hook._pending.augmented
+    kept = [*augmented, *augmented.draft, *augmented.draft.poses]
+    tensors = [value for value in kept if isinstance(value, Tensor)]
+    assert len(tensors) > 10
+    assert not any(tensor.requires_grad for tensor in tensors)
+
+
+def test_the_policys_statistics_move_once_per_update() -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator, preset="released", total_updates=100)
+    optimizer = torch.optim.SGD(estimator.parameters(), lr=1e-3)
+    batch = make_batch()
+    before = {name: b.clone() for name, b in hook.policy.named_buffers()}
+    for _ in range(2):  # as with accumulated gradients: two batches, one step
+        made_2d, made_3d = hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
+        mpjpe(estimator(made_2d), made_3d).backward()
+    assert all(torch.equal(b, before[name]) for name, b in hook.policy.named_buffers())
+    optimizer.step()
+    counts = [b for name, b in hook.policy.named_buffers() if name.endswith("batches_tracked")]
+    assert len(counts) > 0
+    assert all(count == 1 for count in counts)
