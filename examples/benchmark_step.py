@@ -185,7 +185,8 @@ def measure_steps(name: str, make: Callable[[], nn.Module], arguments: Any) -> l
 def peak_memory(name: str, kind: str, arguments: Any) -> float:
     """MiB that three steps of ``kind`` ("plain" on 2B, or "append") take at most.
 
-    On a CPU what the process grows by while it steps, in a process of its own.
+    On a CPU what the process grows by while it steps, in a process of its own. Linux hands a
+    process's peak on to its children, so `--sections memory` is for a run of its own there.
     """
     make = (SMALL if arguments.smoke else ESTIMATORS)[name]
     times, options = (2, None) if kind == "plain" else (1, {"mix": "append"})
