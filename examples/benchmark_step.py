@@ -185,8 +185,7 @@ def measure_steps(name: str, make: Callable[[], nn.Module], arguments: Any) -> l
 def peak_memory(name: str, kind: str, arguments: Any) -> float:
     """MiB that three steps of ``kind`` ("plain" on 2B, or "append") take at most.
 
-    On a CPU what the process grows by while it steps, in a process of its own. Linux hands a
-    process's peak on to its children, so `--sections memory` is for a run of its own there.
+    On a CPU what the process grows by while it steps, in a process of its own.
     """
     make = (SMALL if arguments.smoke else ESTIMATORS)[name]
     times, options = (2, None) if kind == "plain" else (1, {"mix": "append"})
@@ -326,12 +325,15 @@ def main() -> None:
         }
     ]
     work: list[Callable[[], list[Row]]] = []
+    # First, because Linux hands a process's peak on to its children.
+    if "memory" in arguments.sections:
+        work += [
+            lambda name=name: [measure_memory(name, arguments)] for name in arguments.estimators
+        ]
     for name in arguments.estimators:
         make = (SMALL if arguments.smoke else ESTIMATORS)[name]
         if "steps" in arguments.sections:
             work.append(partial(measure_steps, name, make, arguments))
-        if "memory" in arguments.sections:
-            work.append(lambda name=name: [measure_memory(name, arguments)])
         if "shared" in arguments.sections:
             work.append(lambda name=name, make=make: [measure_shared(name, make, arguments)])
         if "communication" in arguments.sections:

@@ -118,11 +118,14 @@ class PoseAugHook:
                 "first step on, so pass skeleton='h36m_17' (or another, or a Skeleton)."
             )
         self._source = source
+        # Nothing here may lead back to the hook: it has to go when the last reference does, since a
+        # collector that takes its callbacks away in the middle of a step would break that step.
+        config, its_adapter, ranks = self.config, self.adapter, self._ranks
         self._make_trainer: Callable[[Skeleton, torch.device], PolicyTrainer] = (
             lambda skeleton, device: PolicyTrainer(
-                *(skeleton, self.config, device, seed, policy, real_poses_3d, real_poses_2d),
-                None if source is None else source.open(self.adapter, skeleton, device),
-                self._ranks,
+                *(skeleton, config, device, seed, policy, real_poses_3d, real_poses_2d),
+                None if source is None else source.open(its_adapter, skeleton, device),
+                ranks,
             )
         )
         self._trainer: PolicyTrainer | None = None

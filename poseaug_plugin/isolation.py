@@ -23,10 +23,16 @@ def unwrap_module(module: nn.Module) -> nn.Module:
         module = inner
 
 
+def saved_buffers(module: nn.Module) -> list[Tensor]:
+    """The buffers that are state, as running statistics are; constants are not."""
+    saved = module.state_dict(keep_vars=True)
+    return [buffer for name, buffer in module.named_buffers() if name in saved]
+
+
 @contextmanager
 def unchanged_buffers(module: nn.Module) -> Iterator[None]:
     """Whatever runs inside, running statistics of batch normalisation are afterwards as before."""
-    buffers = list(module.buffers())
+    buffers = saved_buffers(module)
     saved = [buffer.clone() for buffer in buffers]
     try:
         yield

@@ -20,6 +20,7 @@ from .errors import PoseAugError
 from .generation import Augmented, BatchAugmenter
 from .guarded import GuardedAdam
 from .hardness import HardnessController, HardnessPredictor
+from .isolation import saved_buffers
 from .losses import critic_accuracy, lsgan_critic_loss, weighted_mean
 from .objectives import (
     ErrorOf,
@@ -225,8 +226,7 @@ class PolicyTrainer:
 
     def _moving_buffers(self) -> list[Tensor]:
         """What changes without a gradient: the released policy's batch statistics, the exponent."""
-        saved = self.policy.state_dict()
-        buffers = [b for name, b in self.policy.named_buffers() if name in saved]
+        buffers = saved_buffers(self.policy)
         return [*(b for b in buffers if b.is_floating_point()), self.controller.exponent]
 
     def _lessons(

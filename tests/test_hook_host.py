@@ -406,9 +406,9 @@ def test_failure_leaves_the_host_as_it_was() -> None:
 
 
 def test_failure_says_what_happened_and_what_to_do() -> None:
-    _, _, optimizer, _ = failing_step()
+    kept_alive = failing_step()
     with pytest.raises(RuntimeError) as raised:
-        optimizer.step()
+        kept_alive[2].step()
     message = str(raised.value)
     assert message.startswith("PoseAugHook.step failed (KeyError")
     assert "not like this" in message

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import warnings
+import weakref
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -984,6 +985,23 @@ def test_random_preset_needs_no_prediction() -> None:
 
 
 # -- memory ----------------------------------------------------------------------------------------
+
+
+def test_a_dropped_hook_goes_at_once() -> None:
+    # Left to the garbage collector, its callbacks could be taken away in the middle of a step.
+    estimator, batch = make_lifter(), make_batch()
+    optimizer = torch.optim.SGD(estimator.parameters(), lr=1e-3)
+    gc.collect()
+    gc.disable()
+    try:
+        hook = make_hook(estimator)
+        train(hook, estimator, optimizer, [batch])
+        hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
+        dropped = weakref.ref(hook)
+        del hook
+        assert dropped() is None
+    finally:
+        gc.enable()
 
 
 def test_tensors_do_not_pile_up() -> None:

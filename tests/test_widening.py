@@ -36,16 +36,16 @@ def test_factors_stay_between_a_third_and_one_point_four() -> None:
 
 @pytest.mark.parametrize("name", SpreadFactors._fields)
 def test_a_factor_is_one_on_its_spread(name: str) -> None:
-    policy = policy_with(**{name: -0.01})
+    policy = policy_with(**{name: 0.01})
     factor = getattr(policy.spread_factors(), name).item()
-    assert factor < 0.8
+    assert factor > 1.2
     spread = policy.base.spread
-    narrower = type(spread)(**{**vars(spread), name: getattr(spread, name) * factor})
+    wider = type(spread)(**{**vars(spread), name: getattr(spread, name) * factor})
     torch.manual_seed(0)
     joints = torch.randn(5, 1, 16, 3, dtype=torch.float64) + torch.tensor([0.0, 0.0, 5.0])
     noise = torch.randn(5, policy.noise_size, dtype=torch.float64)
     base_noise = noise[:, : policy.base_noise_size]
-    expected = RandomPolicy("h36m_16", spread=narrower).double()(joints, base_noise)
+    expected = RandomPolicy("h36m_16", spread=wider).double()(joints, base_noise)
     for got, wanted in zip(policy(joints, noise), expected, strict=True):
         torch.testing.assert_close(got, wanted)
 

@@ -35,6 +35,7 @@ from poseaug_plugin import (
     PoseAugError,
     PoseAugHook,
     PoseSource,
+    Spread,
     apply_augmentation,
     in_view,
     project_points,
@@ -277,6 +278,26 @@ def test_window_of_2d_with_one_3d_frame(causal: bool) -> None:
     assert torch.allclose(made_3d[rows][valid], moved[valid], atol=1e-6)
     assert torch.equal(made_2d[rows][valid], generated.keypoints[valid])
     assert torch.equal(made_2d[rows][~valid], batch.inputs_2d[rows][~valid])
+
+
+@pytest.mark.parametrize("mix", ["replace", "append"])
+def test_cameras_of_windows_from_a_source_come_back(mix: str) -> None:
+    spread = Spread(focal_length=0.5)
+    hook = make_hook(Strided(), source=source(), share=0.75, mix=mix, spread=spread)
+    batch = one_target_frame()
+    made_2d, made_3d, camera = hook.augment(
+        batch.inputs_2d, batch.inputs_3d, batch.camera, return_camera=True
+    )
+    projected = project_points(without_trajectory(made_3d), camera)
+    assert torch.allclose(projected, made_2d[:, 4:5], atol=1e-4)
+    augmented = hook._pending.augmented.is_augmented
+    assert augmented.sum() > 6
+    originals = made_2d[: len(batch.camera)] if mix == "append" else made_2d
+    assert (
+        (camera[: len(batch.camera)] == batch.camera)
+        .all(1)[(originals == batch.inputs_2d).flatten(1).all(1)]
+        .all()
+    )
 
 
 @pytest.mark.parametrize("causal", [False, True])
