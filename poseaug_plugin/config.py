@@ -51,6 +51,8 @@ class PoseAugConfig:
         weight_motion: Weight of the motion critic, which judges windows of three frames or more.
         both_sided: Report the adversarial loss with the real half (released; same gradient).
         kcs: Part-aware (``"parts"``) or ``"whole"``-body KCS critic.
+        update_batch: Augmented poses of a batch that policy and critics learn from, at most, so
+            that a larger batch costs no larger update; None for all.
         critic_interval: Critics learn at every n-th update.
         pool_capacity: Generated poses kept for the critics.
         pool_swap_probability: Share of them exchanged.
@@ -101,6 +103,7 @@ class PoseAugConfig:
     weight_motion: float = 0.1
     both_sided: bool = False
     kcs: Literal["parts", "whole"] = "parts"
+    update_batch: int | None = 512
     critic_interval: int = 2
     pool_capacity: int = 4096
     pool_swap_probability: float = 0.5
@@ -133,6 +136,10 @@ class PoseAugConfig:
                 raise PoseAugError(
                     f"{option.name} must be one of {', '.join(choices)}, got {value!r}."
                 )
+        if self.update_batch is not None and self.update_batch < 1:
+            raise PoseAugError(
+                f"update_batch must be positive, or None for all, got {self.update_batch!r}."
+            )
         for name, low, high in (
             ("share", 0.0, 1.0),
             ("warmup", 0.0, 1.0),
@@ -175,6 +182,7 @@ RELEASED = PoseAugConfig(
     weight_3d=6.0,
     weight_2d=1.0,
     weight_motion=0.0,
+    update_batch=None,
     both_sided=True,
     range_penalty="released",
     entropy_weight=0.0,
@@ -199,6 +207,7 @@ PAPER = PoseAugConfig(
     weight_3d=1.0,
     weight_2d=1.0,
     weight_motion=0.0,
+    update_batch=None,
     range_penalty="paper",
     range_weight=1.0,
     entropy_weight=0.0,

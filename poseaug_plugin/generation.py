@@ -22,6 +22,13 @@ from .source import PoseWindows
 from .windows import middle_frame
 
 
+def evenly_spaced(available: int, wanted: int | None, device: torch.device) -> Tensor | None:
+    """Indices (wanted,) of so many samples out of a batch; None if that is all of them."""
+    if wanted is None or available <= wanted:
+        return None
+    return torch.arange(wanted, device=device) * available // wanted
+
+
 class Draft(NamedTuple):
     """What an augmentation is made of: the same draft gives the same poses."""
 
@@ -31,6 +38,23 @@ class Draft(NamedTuple):
     keeps_cameras: bool  # whatever the focal ratio is
     judged_frame: Tensor | None  # (B,) which frame the critics see; None for T = 1
     pictures: Tensor | None  # (B, J, 2) 2D poses to be placed like; None: as the policy says
+
+    def thinned(self, size: int | None) -> Draft:
+        """At most so many of its samples, evenly spaced."""
+        rows = evenly_spaced(self.base_noise.shape[0], size, self.base_noise.device)
+        if rows is None:
+            return self
+
+        def chosen(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.index_select(0, rows)
+
+        return self._replace(
+            poses=CanonicalBatch(*(field.index_select(0, rows) for field in self.poses)),
+            base_noise=self.base_noise.index_select(0, rows),
+            network_noise=self.network_noise.index_select(0, rows),
+            judged_frame=chosen(self.judged_frame),
+            pictures=chosen(self.pictures),
+        )
 
 
 class Augmented(NamedTuple):

@@ -17,7 +17,7 @@ from .curriculum import linear_decay, training_progress
 from .diagnostics import Monitor
 from .discriminators import KeypointDiscriminator, MotionDiscriminator, PartKCSDiscriminator
 from .errors import PoseAugError
-from .generation import Augmented, BatchAugmenter
+from .generation import Augmented, BatchAugmenter, evenly_spaced
 from .guarded import GuardedAdam
 from .hardness import HardnessController, HardnessPredictor
 from .isolation import saved_buffers
@@ -26,6 +26,7 @@ from .objectives import (
     ErrorOf,
     Generated,
     PolicyLosses,
+    PredictorFit,
     judged_by,
     policy_objective,
     predictor_objective,
@@ -190,7 +191,8 @@ class PolicyTrainer:
         lessons = {name: self._nothing_for(adam) for name, adam in self._learning().items()}
         own, generated = {}, None
         if augmented is not None:
-            generated = self.augmenter.generate(augmented.draft)
+            draft = augmented.draft.thinned(self.config.update_batch)
+            generated = self.augmenter.generate(draft)
             own = self._lessons(augmented, generated, observed, estimator_error)
             lessons.update(own)
         if self.ranks is not None and lessons:
@@ -255,11 +257,7 @@ class PolicyTrainer:
             if self.config.candidates > 1:
                 self.controller.update(ratio, self.config.moved_hardness.at(self.progress))
         if observed is not None and self.predictor is not None:
-            fit = predictor_objective(
-                self.augmenter.predict(augmented.keypoints, augmented.joints),
-                observed,
-                augmented.usable.to(observed.dtype),
-            )
+            fit = self._fit_predictor(augmented, observed)
             lessons["predictor"] = Lesson(self._predictor_adam.gradients(fit.loss), weight)
             self.losses = self.losses._replace(predictor=fit.loss.detach())
             self._readings["predictor_r_squared"] = fit.r_squared
@@ -279,6 +277,18 @@ class PolicyTrainer:
             self.policy.entropy(),
             critics.get("motion"),
         )
+
+    def _fit_predictor(self, augmented: Augmented, observed: Tensor) -> PredictorFit:
+        limit = self.config.update_batch
+        keypoints, joints, usable = augmented.keypoints, augmented.joints, augmented.usable
+        # Twice as many, since half of them are originals.
+        rows = evenly_spaced(observed.shape[0], limit and 2 * limit, observed.device)
+        if rows is not None:
+            keypoints, joints, usable, observed = (
+                x.index_select(0, rows) for x in (keypoints, joints, usable, observed)
+            )
+        predicted = self.augmenter.predict(keypoints, joints)
+        return predictor_objective(predicted, observed, usable.to(observed.dtype))
 
     def _predicted_error(self, keypoints: Tensor, joints: Tensor) -> Tensor:
         return self.augmenter.predict(keypoints, joints).exp().unsqueeze(-1)
@@ -313,10 +323,11 @@ class PolicyTrainer:
             generated.judged(k).std(0).mean()
             for k in (generated.keypoints, generated.clean_keypoints)
         )
+        in_batch = augmented.draft.poses.usable.to(turned.dtype)
         self.monitor.record(
             unusable=(~augmented.usable).sum(),
             skipped=sum(skipped, torch.zeros_like(spread)),
-            kept_share=weighted_mean(augmented.valid.to(turned.dtype), generated.weights),
+            kept_share=weighted_mean(augmented.valid.to(turned.dtype), in_batch),
             angle_change=weighted_mean(turned, generated.weights),
             length_change=generated.parameters.bone_length_ratio.abs().mean(),
             diversity=spread / before.clamp(min=1e-6),

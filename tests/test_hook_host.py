@@ -50,6 +50,8 @@ from poseaug_plugin import (
     root_relative,
 )
 from poseaug_plugin.config import find_config
+from poseaug_plugin.generation import evenly_spaced
+from poseaug_plugin.hardness import HardnessPredictor
 from poseaug_plugin.isolation import isolated_call, unwrap_module
 from poseaug_plugin.losses import estimator_errors
 from poseaug_plugin.objectives import Generated, policy_objective
@@ -223,6 +225,44 @@ def test_critics_learn_at_every_second_update() -> None:
         train(hook, estimator, optimizer, list(batches(4)))
     assert order.count("policy") == 4
     assert order.count("critic_3d") == order.count("critic_2d") == 2
+
+
+@pytest.mark.parametrize(
+    ("update_batch", "learned_from", "fitted_on"), [(5, 5, 10), (None, 16, 32), (16, 16, 32)]
+)
+def test_an_update_learns_from_so_many_poses_at_most(
+    update_batch: int | None,
+    learned_from: int,
+    fitted_on: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sizes: dict[str, list[int]] = {"critic": [], "predictor": []}
+    judge, predict = PartKCSDiscriminator.forward, HardnessPredictor.forward
+
+    def judging(critic: PartKCSDiscriminator, joints: Tensor) -> Tensor:
+        sizes["critic"].append(len(joints))
+        return judge(critic, joints)
+
+    def predicting(predictor: HardnessPredictor, keypoints: Tensor, joints: Tensor) -> Tensor:
+        sizes["predictor"].append(len(joints))
+        return predict(predictor, keypoints, joints)
+
+    monkeypatch.setattr(PartKCSDiscriminator, "forward", judging)
+    monkeypatch.setattr(HardnessPredictor, "forward", predicting)
+    estimator = make_lifter()
+    hook = make_hook(estimator, mix="append", update_batch=update_batch)
+    train(hook, estimator, adam(estimator), list(batches(1)))
+    # In the policy's loss once, then real and fake in the critic's own.
+    assert sizes["critic"] == [learned_from] * 3
+    # In the feedback on clean and moved poses, then in its own fit.
+    assert sizes["predictor"] == [learned_from, learned_from, fitted_on]
+
+
+def test_the_poses_of_an_update_are_spread_over_the_batch() -> None:
+    rows = evenly_spaced(10, 4, torch.device("cpu"))
+    assert rows is not None
+    assert rows.tolist() == [0, 2, 5, 7]
+    assert evenly_spaced(4, 4, torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("optimizer", ["found", "named"])
