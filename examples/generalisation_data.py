@@ -6,6 +6,7 @@ lifter trains on the source's people through the `source` cameras, and is tested
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +58,8 @@ class Benchmark(NamedTuple):
 
     train: Sequences
     tests: dict[str, Sequences]
-    unlabelled: Tensor | None  # (N, J, 2) of the target, from clips that are not tested on
+    unlabelled: Tensor | None = None  # (N, J, 2) of the target, from clips that are not tested on
+    told_bodies: Sequences | None = None  # the training motions, by the people who are tested on
 
 
 def as_sequences(seen: Pairs, device: torch.device) -> Sequences:
@@ -111,12 +113,33 @@ def _strangers(motion: Motion, generator: np.random.Generator) -> Motion:
             )
             bones = joints_to_bones(joints, H36M_17).norm(dim=-1)
             lengths = bones * per_bone(torch.from_numpy(ratios).to(bones), H36M_17)
-            moved = with_bone_lengths(joints, lengths, H36M_17).numpy()
             offset = np.append(generator.uniform(-1, 1, 2), 0).astype(clip.dtype)
-            # Feet stay on the floor.
-            offset[2] = clip[..., 2].min() - moved[..., 2].min()
-            strange[subject][name] = moved + offset
+            strange[subject][name] = _on_the_floor(joints, lengths) + offset
     return strange
+
+
+def _in_bodies_of(motion: Motion, people: Motion) -> Motion:
+    """The same motions by other people, who take turns: each clip by one of them."""
+    bodies = [
+        joints_to_bones(torch.from_numpy(np.concatenate(list(clips.values()))), H36M_17)
+        .norm(dim=-1)
+        .mean(0)
+        for clips in people.values()
+    ]
+    turns = itertools.cycle(bodies)
+    return {
+        subject: {
+            name: _on_the_floor(torch.from_numpy(clip), next(turns)) for name, clip in clips.items()
+        }
+        for subject, clips in motion.items()
+    }
+
+
+def _on_the_floor(joints: Tensor, lengths: Tensor) -> np.ndarray:
+    """World positions with other bone lengths, the lowest joint as low as before."""
+    changed = with_bone_lengths(joints, lengths.to(joints), H36M_17)
+    changed[..., 2] += joints[..., 2].min() - changed[..., 2].min()
+    return changed.numpy()
 
 
 def load(
@@ -160,7 +183,6 @@ def load(
                 "same views": seen(others, cameras),
                 "new views": seen(strangers, new_cameras, shift=to_demo),
             },
-            None,
         )
     everyone = read_motion(folder / "target_bandai.npz")
     target, untested = _every(everyone, clips), _every(everyone, clips, others=True)
@@ -174,4 +196,5 @@ def load(
             "pose gap": seen(target, cameras, shift=tuple(to_source[:2])),
         },
         unlabelled,
+        seen(_in_bodies_of(source, target), cameras, subjects, every=every),
     )

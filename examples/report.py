@@ -153,7 +153,9 @@ def _generalisation_of(results: list[Result], title: str) -> str:
     hardest = tests[min(1, len(tests) - 1)]
     groups = list(first["tests"][hardest]["by camera"])
     moving = first["frames"] > 1
-    figures = ("MPJPE", "P-MPJPE", *(("MPJVE",) if moving else ()))
+    # N-MPJPE came later: old files have none.
+    known = all("N-MPJPE" in test for r in results for test in r["tests"].values())
+    figures = ("MPJPE", *["N-MPJPE"] * known, "P-MPJPE", *["MPJVE"] * moving)
     references = rows_of(results)[:2]
     head = [f"{test}: {' / '.join(figures)}" for test in tests]
     lines = [
