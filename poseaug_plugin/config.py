@@ -98,7 +98,7 @@ class PoseAugConfig:
     moved_tolerance: float = 0.0
     estimator_mode: Literal["frozen", "as_found"] = "frozen"
     warmup: float = 0.0
-    weight_3d: float = 0.3
+    weight_3d: float = 0.1
     weight_2d: float = 0.1
     weight_motion: float = 0.1
     both_sided: bool = False
