@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 
 from .adapters import CanonicalBatch
-from .augmentation import AugmentationParameters, apply_augmentation, moved_poses
+from .augmentation import (
+    AugmentationParameters,
+    AugmentedPoses,
+    apply_augmentation,
+    moved_poses,
+)
 from .camera import in_view, project_points, with_focal_ratio
 from .config import PoseAugConfig
 from .hardness import HardnessController, HardnessPredictor, choose_candidate
@@ -55,6 +60,15 @@ class Draft(NamedTuple):
             judged_frame=chosen(self.judged_frame),
             pictures=chosen(self.pictures),
         )
+
+
+class Made(NamedTuple):
+    """What a draft becomes."""
+
+    parameters: AugmentationParameters
+    poses: AugmentedPoses
+    keypoints: Tensor  # (B, T, J, 2) projection of the moved poses
+    seen_by: Tensor  # (B, 9) their cameras' intrinsics
 
 
 class Augmented(NamedTuple):
@@ -137,17 +151,14 @@ class BatchAugmenter:
         # the update makes the same poses again with one.
         with torch.no_grad(), unchanged_buffers(self.policy):
             draft = self.draw(poses, keeps_cameras)
-            generated = self.generate(draft)
+            made = self.make(draft)
             valid = batch.usable[rows] & self._valid(
-                generated.poses.moved,
-                generated.keypoints,
-                generated.parameters,
-                generated.seen_by,
+                made.poses.moved, made.keypoints, made.parameters, made.seen_by
             )
             keep = valid[:, None, None, None]
-            moved = matching_frames(generated.poses.moved, batch.joints.shape[1], target)
+            moved = matching_frames(made.poses.moved, batch.joints.shape[1], target)
             joints = torch.where(keep, moved, batch.joints[rows])
-            keypoints = torch.where(keep, generated.keypoints, batch.keypoints[rows])
+            keypoints = torch.where(keep, made.keypoints, batch.keypoints[rows])
             if replaces:
                 places = rows
                 joints = batch.joints.index_copy(0, rows, joints)
@@ -161,7 +172,7 @@ class BatchAugmenter:
                 is_augmented = torch.cat([torch.zeros_like(valid), valid])
                 usable = batch.usable.repeat(2)
         return Augmented(
-            *(joints, keypoints, target, rows, places, valid, generated.seen_by),
+            *(joints, keypoints, target, rows, places, valid, made.seen_by),
             *(is_augmented, usable, draft),
         )
 
@@ -199,7 +210,7 @@ class BatchAugmenter:
             pictures = self.pictures[(draws * available).long().clamp(max=available - 1)]
         return Draft(batch, chosen, network_noise, keeps_cameras, judged, pictures)
 
-    def generate(self, draft: Draft) -> Generated:
+    def make(self, draft: Draft) -> Made:
         """Augment every sample, attached to the policy's graph where gradients are enabled."""
         batch, policy = draft.poses, self.policy
         raw = policy.regress(batch.joints, draft.network_noise)
@@ -213,14 +224,16 @@ class BatchAugmenter:
             shift = (place - parameters.translation).unsqueeze(2)
             poses = poses._replace(moved=poses.moved + shift)
             parameters = parameters._replace(translation=place)
-        clean_keypoints, keypoints = (
-            project_points(p, camera, clamp_rays=self.config.clamp_rays)
-            for p, camera in ((batch.joints, batch.intrinsics), (poses.moved, seen_by))
-        )
-        weights = batch.usable.to(batch.joints.dtype)
+        keypoints = project_points(poses.moved, seen_by, clamp_rays=self.config.clamp_rays)
+        return Made(parameters, poses, keypoints, seen_by)
+
+    def generate(self, draft: Draft) -> Generated:
+        """The same beside what it was made from, for those who learn from it."""
+        made, (clean, _, intrinsics, usable) = self.make(draft), draft.poses
+        clean_keypoints = project_points(clean, intrinsics, clamp_rays=self.config.clamp_rays)
         return Generated(
-            *(batch.joints, clean_keypoints, parameters, poses, keypoints),
-            *(batch.intrinsics, seen_by, weights, draft.judged_frame),
+            *(clean, clean_keypoints, made.parameters, made.poses, made.keypoints),
+            *(intrinsics, made.seen_by, usable.to(clean.dtype), draft.judged_frame),
         )
 
     @torch.no_grad()
