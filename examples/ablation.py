@@ -29,7 +29,6 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "random augmentation": {"preset": "random"},
     "random, wide (pitch 0.7, roll 0.3)": {"preset": "random", "spread": WIDE},
     "default": {},
-    "hardest of 8 random ones": {"learned": False, "candidates": 8, "moved_hardness": 10.0},
     "default without entropy": {"entropy_weight": 0.0},
     "default without the limit": {"moved_weight": 0.0},
     "default without critics": {"weight_3d": 0.0, "weight_2d": 0.0},

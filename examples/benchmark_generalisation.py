@@ -96,7 +96,7 @@ ESTIMATORS: dict[str, dict[str, Callable[[int], nn.Module]]] = {
     },
     "semgcn": {
         "published": lambda _: SingleFrame(SemGCN("h36m_16"), flat=False),
-        "small": lambda _: SingleFrame(SemGCN("h36m_16", width=64), flat=False),
+        "small": lambda _: SingleFrame(SemGCN("h36m_16", width=64, non_local=True), flat=False),
     },
     "stgcn": {
         "published": lambda frames: STGCN("h36m_16", frames=frames),

@@ -157,6 +157,7 @@ def _generalisation_of(results: list[Result], title: str) -> str:
     known = all("N-MPJPE" in test for r in results for test in r["tests"].values())
     figures = ("MPJPE", *["N-MPJPE"] * known, "P-MPJPE", *["MPJVE"] * moving)
     references = rows_of(results)[:2]
+    most = max(len([r for r in results if r["row"] == row]) for row in rows_of(results))
     head = [f"{test}: {' / '.join(figures)}" for test in tests]
     lines = [
         f"{title} ({first['size']} size), {len({r['seed'] for r in results})} seed(s), "
@@ -178,7 +179,8 @@ def _generalisation_of(results: list[Result], title: str) -> str:
         )
         runs = [r for r in results if r["row"] == row]
         cameras = (f"{mean(r['tests'][hardest]['by camera'][g] for r in runs):.0f}" for g in groups)
-        seeds = f" ({len(runs)} seed)" if len(runs) == 1 else ""
+        told = len(runs) in range(1, max(2, most))
+        seeds = f" ({len(runs)} seed{'s'[: len(runs) > 1]})" if told else ""
         lines.append(
             f"| {row}{seeds} | {' | '.join(cells)} | {change} | {' | '.join(cameras)} | "
             f"{_factors(runs)} |"

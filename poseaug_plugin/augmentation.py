@@ -141,23 +141,6 @@ def apply_augmentation(
     return AugmentedPoses(bent, scaled, moved)
 
 
-def moved_poses(joints: Tensor, parameters: AugmentationParameters, skeleton: Skeleton) -> Tensor:
-    """The last stage of `apply_augmentation` alone, in one pass: for many candidates.
-
-    Returns:
-        (B, T, J, 3), equal to ``apply_augmentation(...).moved`` up to rounding.
-    """
-    bones = joints_to_bones(joints, skeleton)
-    lengths = bone_lengths(bones).unsqueeze(-1)
-    directions = _bent_directions(bones / lengths, parameters.bone_direction_offset)
-    lengths = lengths * (1 + parameters.bone_length_ratio).unsqueeze(-1)
-    root = joints[..., skeleton.root, :]
-    scaled = bones_to_joints(directions * lengths, skeleton, root)
-    return transform_rigidly(
-        scaled, parameters.rotation, centre_root(joints, skeleton), parameters.translation
-    )
-
-
 def bone_angle_change(joints: Tensor, bent: Tensor, skeleton: Skeleton) -> Tensor:
     """1 - cos of the angle that each bone was turned by: (..., bones), 0 to 2."""
     before = bone_directions(joints_to_bones(joints, skeleton))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .adapters import Adapter, HostPoses
 from .config import PoseAugConfig
 from .errors import PoseAugError
-from .generation import Augmented, matching_frames
+from .generation import Augmented, evenly_spaced, matching_frames
 from .isolation import isolated_call
 from .losses import estimator_errors
 from .observation import first_tensor
@@ -66,6 +66,9 @@ class IsolatedError:
         config: PoseAugConfig,
         generator: torch.Generator,
     ) -> None:
+        rows = evenly_spaced(augmented.rows.shape[0], config.update_batch, augmented.rows.device)
+        if rows is not None:
+            clean = HostPoses(*(poses.index_select(0, rows.to(poses.device)) for poses in clean))
         self.estimator, self.clean, self.adapter = estimator, clean, adapter
         self.frames, self.target = augmented.joints.shape[1], augmented.target
         self.skeleton, self.config, self.generator = skeleton, config, generator

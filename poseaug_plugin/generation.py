@@ -1,4 +1,4 @@
-"""`BatchAugmenter`: from a batch to an augmented one, with candidates chosen by hardness."""
+"""`BatchAugmenter`: from a batch to an augmented one."""
 
 from __future__ import annotations
 
@@ -12,16 +12,14 @@ from .augmentation import (
     AugmentationParameters,
     AugmentedPoses,
     apply_augmentation,
-    moved_poses,
 )
 from .camera import in_view, project_points, with_focal_ratio
 from .config import PoseAugConfig
-from .hardness import HardnessController, HardnessPredictor, choose_candidate
+from .hardness import HardnessPredictor
 from .isolation import unchanged_buffers
 from .objectives import Generated
 from .placement import place_as_seen
 from .policy import Policy
-from .regressors import RawParameters
 from .skeleton import Skeleton
 from .source import PoseWindows
 from .windows import middle_frame
@@ -38,7 +36,7 @@ class Draft(NamedTuple):
     """What an augmentation is made of: the same draft gives the same poses."""
 
     poses: CanonicalBatch  # (B, ...) what is augmented
-    base_noise: Tensor  # (B, base_noise_size) the chosen draw
+    base_noise: Tensor  # (B, base_noise_size)
     network_noise: Tensor  # (B, network_noise_size)
     keeps_cameras: bool  # whatever the focal ratio is
     judged_frame: Tensor | None  # (B,) which frame the critics see; None for T = 1
@@ -96,8 +94,7 @@ class BatchAugmenter:
 
     Args:
         policy: Draws the augmentations.
-        predictor: Scores the candidates; only with ``candidates > 1``.
-        controller: Says how much their hardness is to count.
+        predictor: Predicts how hard a pose is; None where nobody asks.
         skeleton: The tree.
         config: Options.
         generator: The random stream, on the device of the batches.
@@ -109,7 +106,6 @@ class BatchAugmenter:
         self,
         policy: Policy,
         predictor: HardnessPredictor | None,
-        controller: HardnessController,
         skeleton: Skeleton,
         config: PoseAugConfig,
         generator: torch.Generator,
@@ -118,7 +114,6 @@ class BatchAugmenter:
     ) -> None:
         self.policy = policy
         self.predictor = predictor
-        self.controller = controller
         self.skeleton = skeleton
         self.config = config
         self.generator = generator
@@ -183,22 +178,12 @@ class BatchAugmenter:
         return self.windows.source.target_frame(frames)
 
     def draw(self, batch: CanonicalBatch, keeps_cameras: bool = True) -> Draft:
-        """Draw the noise of an augmentation, and choose among its candidates."""
-        policy, candidates = self.policy, self.config.candidates
+        """Draw the noise of an augmentation."""
         device = batch.joints.device
         size, frames = batch.joints.shape[:2]
-        base = policy.base_noise_size
-        parts = [candidates * base, policy.network_noise_size, candidates]
+        parts = [self.policy.base_noise_size, self.policy.network_noise_size]
         noise = torch.randn(size, sum(parts), device=device, generator=self.generator)
-        base_noise, network_noise, choice_noise = noise.split(parts, 1)
-        base_noise = base_noise.reshape(size, candidates, base)
-        chosen = base_noise[:, 0]
-        if candidates > 1:
-            # The networks run once; the candidates differ in the base draw.
-            raw = policy.regress(batch.joints, network_noise)
-            draws = torch.special.ndtr(choice_noise)
-            choice = self._choose(batch, base_noise, raw, draws, keeps_cameras)
-            chosen = base_noise.gather(1, choice[:, None, None].expand(-1, 1, base))[:, 0]
+        base_noise, network_noise = noise.split(parts, 1)
         judged = None
         if frames > 1:
             draws = torch.rand(size, device=device, generator=self.generator)
@@ -208,7 +193,7 @@ class BatchAugmenter:
             draws = torch.rand(size, device=device, generator=self.generator)
             available = self.pictures.shape[0]
             pictures = self.pictures[(draws * available).long().clamp(max=available - 1)]
-        return Draft(batch, chosen, network_noise, keeps_cameras, judged, pictures)
+        return Draft(batch, base_noise, network_noise, keeps_cameras, judged, pictures)
 
     def make(self, draft: Draft) -> Made:
         """Augment every sample, attached to the policy's graph where gradients are enabled."""
@@ -234,34 +219,6 @@ class BatchAugmenter:
         return Generated(
             *(clean, clean_keypoints, made.parameters, made.poses, made.keypoints),
             *(intrinsics, made.seen_by, usable.to(clean.dtype), draft.judged_frame),
-        )
-
-    @torch.no_grad()
-    def _choose(
-        self,
-        batch: CanonicalBatch,
-        base_noise: Tensor,
-        raw: RawParameters | None,
-        draws: Tensor,
-        keeps_cameras: bool,
-    ) -> Tensor:
-        """Index (B,) into base draws (B, candidates, .), by predicted hardness."""
-        candidates = base_noise.shape[1]
-        joints, intrinsics = (
-            x.repeat_interleave(candidates, 0) for x in (batch.joints, batch.intrinsics)
-        )
-        if raw is not None:
-            raw = RawParameters(*(r.repeat_interleave(candidates, 0) for r in raw))
-        parameters = self.policy.assemble(joints, base_noise.flatten(0, 1), raw)
-        moved = moved_poses(joints, parameters, self.skeleton)
-        if not keeps_cameras:
-            intrinsics = with_focal_ratio(intrinsics, parameters.focal_ratio)
-        keypoints = project_points(moved, intrinsics, clamp_rays=self.config.clamp_rays)
-        return choose_candidate(
-            self.predict(keypoints, moved).reshape(-1, candidates),
-            self._valid(moved, keypoints, parameters, intrinsics).reshape(-1, candidates),
-            self.controller.exponent,
-            draws,
         )
 
     def _valid(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
@@ -53,47 +51,3 @@ class HardnessPredictor(nn.Module):
             features = features + displacements(keypoints) @ self.motion.T
         features = nn.functional.leaky_relu(features)
         return self.output(nn.functional.leaky_relu(self.layer_2(features))).squeeze(1)
-
-
-def choose_candidate(scores: Tensor, usable: Tensor, exponent: Tensor, draws: Tensor) -> Tensor:
-    """Pick one candidate per pose with probability proportional to error ** exponent.
-
-    Exponent 0 picks at random, a large one the hardest, a negative one prefers the easy.
-
-    Args:
-        scores: (B, candidates) log of the predicted error.
-        usable: (B, candidates) bool; others are never picked, unless none is (then the first is).
-        exponent: 0-d.
-        draws: (B, candidates) uniform in [0, 1).
-
-    Returns:
-        (B,) index.
-    """
-    gumbel = -(-draws.clamp(1e-7, 1 - 1e-7).log()).log()
-    return (exponent * scores + gumbel).masked_fill(~usable, -torch.inf).argmax(1)
-
-
-class HardnessController(nn.Module):
-    """Finds the exponent of `choose_candidate` that makes poses as hard as they should be.
-
-    An integral controller: the exponent rises while the estimator's error on augmented poses is
-    less than ``target`` times that on original ones, and falls while it is more. A narrow base gets
-    a high exponent, a wide one a low or negative one, without being told which it is.
-    """
-
-    RATE = 0.05
-    LIMIT = 10.0
-
-    exponent: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("exponent", torch.zeros(()))
-
-    @torch.no_grad()
-    def update(self, observed_ratio: Tensor, target: float) -> None:
-        """Take one batch's ratio of mean errors; one that is not finite changes nothing."""
-        shortfall = math.log(target) - observed_ratio.clamp(min=1e-3).log()
-        step = torch.where(shortfall.isfinite(), shortfall, torch.zeros_like(shortfall))
-        self.exponent += self.RATE * step.clamp(-1, 1)
-        self.exponent.clamp_(-self.LIMIT, self.LIMIT)

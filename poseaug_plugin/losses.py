@@ -102,14 +102,42 @@ def released_feedback(harder: Tensor, easier: Tensor, ratio: float, tolerance: f
     return dead_zone(harder / easier.clamp(min=1e-9), ratio, tolerance)
 
 
-def limit_feedback(harder: Tensor, easier: Tensor, ratio: float, weights: Tensor) -> Tensor:
-    """By how much the batch's mean log(L_P(X') / L_P(X)) exceeds log(ratio), 0-d; ours.
+def guessing_error(joints: Tensor, weights: Tensor, kind: ErrorKind, skeleton: Skeleton) -> Tensor:
+    """L_P of an estimator that always answers with the mean of these poses.
 
-    A brake and no drive: what drives is the policy's entropy. Scale-free, so metres or millimetres
-    do not matter; of the whole batch, so that it may hold poses that are harder than that.
+    Args:
+        joints: (B, J, 3) root-relative metres.
+        weights: (B,).
+        kind: As in `estimator_errors`.
+        skeleton: The tree.
+
+    Returns:
+        (B, 1), or (B, groups) for ``"grouped"``.
     """
-    hardness = harder.clamp(min=1e-9).log() - easier.clamp(min=1e-9).log()
-    return (weighted_mean(hardness.mean(1), weights) - math.log(ratio)).relu()
+    total = weights.sum().clamp(min=1e-12)
+    mean_pose = (joints * weights[:, None, None]).sum(0) / total
+    return estimator_errors(mean_pose.expand_as(joints)[:, None], joints[:, None], kind, skeleton)
+
+
+def limit_feedback(error: Tensor, guessing: Tensor, limit: float, weights: Tensor) -> Tensor:
+    """By how much the batch's mean log error exceeds that of guessing by more than allowed; ours.
+
+    A brake and no drive: what drives is the policy's entropy. An estimator that does not follow,
+    because it has only begun or is too small, does little better than to guess, and gets easier
+    poses until it does. Of the whole batch, so that it may hold poses that are harder than that.
+
+    Args:
+        error: (B, groups) L_P of the augmented poses, in any unit.
+        guessing: (B, groups) `guessing_error` of the same poses.
+        limit: Highest error / guessing error, on geometric average.
+        weights: (B,).
+
+    Returns:
+        0-d, in nats.
+    """
+    log_error, log_guessing = (x.clamp(min=1e-9).log().mean(1) for x in (error, guessing))
+    excess = weighted_mean(log_error, weights) - weighted_mean(log_guessing, weights)
+    return (excess - math.log(limit)).relu()
 
 
 # -- range regularisation --------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from .camera import project_points
 from .config import PoseAugConfig
 from .losses import (
     dead_zone,
+    guessing_error,
     limit_feedback,
     lsgan_policy_loss,
     paper_feedback,
@@ -21,6 +22,7 @@ from .losses import (
     released_feedback,
     weighted_mean,
 )
+from .rigid import root_relative
 from .skeleton import Skeleton
 from .windows import motion_features
 
@@ -126,50 +128,55 @@ def policy_objective(
         frame = config.frame_weight * frame_penalty(generated, config.aspect_ratio)
     feedback = weights.new_zeros(())
     if error_of is not None and (progress > config.warmup or not config.warmup):
-        feedback = feedback_objective(generated, error_of, config, progress)
+        feedback = feedback_objective(generated, error_of, config, progress, skeleton)
     spread = weights.new_zeros(()) if entropy is None else -config.entropy_weight * entropy
     terms = (*adversarial_losses, feedback, change, frame, spread)
     return PolicyLosses(sum(terms, weights.new_zeros(())), *terms)
 
 
 def feedback_objective(
-    generated: Generated, error_of: ErrorOf, config: PoseAugConfig, progress: float
+    generated: Generated,
+    error_of: ErrorOf,
+    config: PoseAugConfig,
+    progress: float,
+    skeleton: Skeleton,
 ) -> Tensor:
-    """Weighted feedback on bent and moved poses against the clean ones (PoseAug equation 3)."""
+    """Weighted feedback on bent and on moved poses (PoseAug equation 3, or ours)."""
     total = generated.weights.new_zeros(())
     if not config.bent_weight and not config.moved_weight:
         return total
-    easier = error_of(generated.clean_keypoints, generated.clean).detach()
-    weights = generated.weights
-    if config.bent_weight:
-        seen = project_points(
-            generated.poses.bent, generated.intrinsics, clamp_rays=config.clamp_rays
-        )
-        harder = error_of(seen, generated.poses.bent)
-        ratio = config.bent_hardness.at(progress)
-        loss = _compare(harder, easier, ratio, config.bent_tolerance, config, weights)
-        total = total + config.bent_weight * loss
-    if config.moved_weight:
-        harder = error_of(generated.keypoints, generated.poses.moved)
-        ratio = config.moved_hardness.at(progress)
-        loss = _compare(harder, easier, ratio, config.moved_tolerance, config, weights)
-        total = total + config.moved_weight * loss
+    easier = None
+    if config.feedback_loss != "limit":
+        easier = error_of(generated.clean_keypoints, generated.clean).detach()
+    for weight, poses, hardness, tolerance in (
+        (config.bent_weight, generated.poses.bent, config.bent_hardness, config.bent_tolerance),
+        (config.moved_weight, generated.poses.moved, config.moved_hardness, config.moved_tolerance),
+    ):
+        if not weight:
+            continue
+        seen = generated.keypoints
+        if poses is generated.poses.bent:
+            seen = project_points(poses, generated.intrinsics, clamp_rays=config.clamp_rays)
+        error = error_of(seen, poses)
+        if easier is None:
+            loss = _limited(error, generated, poses, config, skeleton)
+        elif config.feedback_loss == "paper":
+            terms = paper_feedback(error, easier, hardness.at(progress))
+            loss = weighted_mean(terms, generated.weights)
+        else:
+            terms = released_feedback(error, easier, hardness.at(progress), tolerance)
+            loss = weighted_mean(terms, generated.weights)
+        total = total + weight * loss
     return total
 
 
-def _compare(
-    harder: Tensor,
-    easier: Tensor,
-    ratio: float,
-    tolerance: float,
-    config: PoseAugConfig,
-    weights: Tensor,
+def _limited(
+    error: Tensor, generated: Generated, poses: Tensor, config: PoseAugConfig, skeleton: Skeleton
 ) -> Tensor:
-    if config.feedback_loss == "released":
-        return weighted_mean(released_feedback(harder, easier, ratio, tolerance), weights)
-    if config.feedback_loss == "paper":
-        return weighted_mean(paper_feedback(harder, easier, ratio), weights)
-    return limit_feedback(harder, easier, ratio, weights)
+    # Detached, so that nothing is gained by making poses differ in ways that are hard to guess.
+    judged = root_relative(generated.judged(poses).detach(), skeleton)
+    guessing = guessing_error(judged, generated.weights, config.error, skeleton)
+    return limit_feedback(error, guessing, config.feedback_limit, generated.weights)
 
 
 def range_penalty(generated: Generated, config: PoseAugConfig, skeleton: Skeleton) -> Tensor:

@@ -99,8 +99,8 @@ class SpreadFactors(NamedTuple):
 class Policy(nn.Module):
     """From poses and noise to parameters, in two steps.
 
-    `regress` runs the networks once for a pose; `assemble` makes the parameters of one augmentation
-    out of that and a draw of the base distribution, of which a pose can have several candidates.
+    `regress` runs the networks for a pose; `assemble` makes the parameters of one augmentation out
+    of that and a draw of the base distribution.
     A policy of one's own overrides both.
 
     Shape:

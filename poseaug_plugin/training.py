@@ -19,7 +19,7 @@ from .discriminators import KeypointDiscriminator, MotionDiscriminator, PartKCSD
 from .errors import PoseAugError
 from .generation import Augmented, BatchAugmenter, evenly_spaced
 from .guarded import GuardedAdam
-from .hardness import HardnessController, HardnessPredictor
+from .hardness import HardnessPredictor
 from .isolation import saved_buffers
 from .losses import critic_accuracy, lsgan_critic_loss, weighted_mean
 from .objectives import (
@@ -117,7 +117,6 @@ class PolicyTrainer:
             critic_motion = MotionDiscriminator(skeleton)
         self.policy.to(device).train()
         self.monitor = Monitor().to(device)
-        self.controller = HardnessController().to(device)
         self._policy_adam = self._adam(self.policy, config.learning_rate) if learns else None
         self.critics: tuple[Critic, ...] = ()
         if learns:
@@ -133,7 +132,6 @@ class PolicyTrainer:
         self.augmenter = BatchAugmenter(
             self.policy,
             self.predictor,
-            self.controller,
             skeleton,
             config,
             self.generator,
@@ -227,9 +225,8 @@ class PolicyTrainer:
         return Lesson(zeros, zeros[0].new_zeros(()))
 
     def _moving_buffers(self) -> list[Tensor]:
-        """What changes without a gradient: the released policy's batch statistics, the exponent."""
-        buffers = saved_buffers(self.policy)
-        return [*(b for b in buffers if b.is_floating_point()), self.controller.exponent]
+        """What changes without a gradient: the released policy's batch statistics."""
+        return [b for b in saved_buffers(self.policy) if b.is_floating_point()]
 
     def _lessons(
         self,
@@ -253,9 +250,7 @@ class PolicyTrainer:
                 self.losses = self.losses.with_critic(critic.name, loss.detach())
                 self._readings[f"accuracy_{critic.name}"] = accuracy
         if observed is not None:
-            self._readings["hardness_ratio"] = ratio = _ratio(observed, augmented)
-            if self.config.candidates > 1:
-                self.controller.update(ratio, self.config.moved_hardness.at(self.progress))
+            self._readings["hardness_ratio"] = _ratio(observed, augmented)
         if observed is not None and self.predictor is not None:
             fit = self._fit_predictor(augmented, observed)
             lessons["predictor"] = Lesson(self._predictor_adam.gradients(fit.loss), weight)
@@ -341,7 +336,6 @@ class PolicyTrainer:
         modules: dict[str, nn.Module] = {
             "policy": self.policy,
             "monitor": self.monitor,
-            "controller": self.controller,
         }
         for critic in self.critics:
             modules[f"critic_{critic.name}"] = critic.network

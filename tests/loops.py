@@ -24,7 +24,6 @@ SMALL = {"width": 32, "pool_capacity": 40}
 # What a hook can be, by name: preset and options.
 HOOKS: dict[str, dict[str, Any]] = {
     "default": {},
-    "candidates": {"candidates": 4},
     "estimator, frozen": {"feedback": "estimator", "estimator_mode": "frozen"},
     "estimator, as found": {"feedback": "estimator", "estimator_mode": "as_found"},
     "released": {"preset": "released", "total_updates": 20},

@@ -254,8 +254,19 @@ def test_an_update_learns_from_so_many_poses_at_most(
     train(hook, estimator, adam(estimator), list(batches(1)))
     # In the policy's loss once, then real and fake in the critic's own.
     assert sizes["critic"] == [learned_from] * 3
-    # In the feedback on clean and moved poses, then in its own fit.
-    assert sizes["predictor"] == [learned_from, learned_from, fitted_on]
+    # In the feedback, then in its own fit.
+    assert sizes["predictor"] == [learned_from, fitted_on]
+
+
+def test_the_estimator_is_asked_about_no_more_poses_than_that() -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator, mix="append", feedback="estimator", update_batch=5)
+    optimizer = adam(estimator)
+    asked = []
+    handle = estimator.register_forward_hook(lambda _, inputs, __: asked.append(len(inputs[0])))
+    train(hook, estimator, optimizer, list(batches(1)))
+    handle.remove()
+    assert sorted(set(asked)) == [5, 32]
 
 
 def test_the_poses_of_an_update_are_spread_over_the_batch() -> None:

@@ -118,27 +118,14 @@ def test_taking_the_state_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     "part",
-    [
-        *("policy", "critic_3d", "critic_2d", "pool_3d", "pool_2d"),
-        *("predictor", "controller", "monitor"),
-    ],
+    ["policy", "critic_3d", "critic_2d", "pool_3d", "pool_2d", "predictor", "monitor"],
 )
 def test_everything_that_changes_is_in_it(part: str) -> None:
-    options = RESUMED["candidates"]
-    states = frozen_state(make_hook(make_lifter(), **options)), sample_state("candidates")
+    states = frozen_state(make_hook(make_lifter())), sample_state("default")
     modules = [state["training"]["modules"] for state in states]
     before, after = ({k: v for k, v in m.items() if k.split(".")[0] == part} for m in modules)
     assert before
     assert differences(before, after) != []
-
-
-def test_controller_rests_where_there_is_nothing_to_choose() -> None:
-    exponents = [
-        sample_state(name)["training"]["modules"]["controller.exponent"].item()
-        for name in ("default", "candidates")
-    ]
-    assert exponents[0] == 0
-    assert exponents[1] != 0
 
 
 # -- going on --------------------------------------------------------------------------------------
@@ -432,7 +419,7 @@ def test_diagnostics_of_a_single_operation(operation: str) -> None:
 
 
 def test_without_augmented_samples_there_is_no_hardness_ratio() -> None:
-    # And not a ratio of 0, which the choice among candidates would be steered by.
+    # And not a ratio of 0.
     hook = trained(share=1.0, spread=Spread(depth=(0.01, 0.02)))
     diagnostics = hook.diagnostics()
     assert diagnostics.kept_share == 0

@@ -79,8 +79,3 @@ def test_placed_poses_are_learned_from() -> None:
 def test_it_needs_2d_poses() -> None:
     with pytest.raises(PoseAugError, match=r"pass real_poses_2d, \(N, 16, 2\)"):
         make_hook(make_lifter(), placement="real_poses_2d")
-
-
-def test_it_leaves_nothing_to_candidates() -> None:
-    with pytest.raises(PoseAugError, match="candidates=1"):
-        make_hook(make_lifter(), placement="real_poses_2d", candidates=2)

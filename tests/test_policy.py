@@ -26,7 +26,7 @@ from poseaug_plugin.bones import bone_directions, joints_to_bones
 from poseaug_plugin.discriminators import KeypointDiscriminator, PartKCSDiscriminator
 from poseaug_plugin.errors import PoseAugError
 from poseaug_plugin.grouped import GroupedLinear
-from poseaug_plugin.hardness import HardnessController, HardnessPredictor, choose_candidate
+from poseaug_plugin.hardness import HardnessPredictor
 from poseaug_plugin.policy import OPERATIONS, AugmentationPolicy, RandomPolicy, Spread
 from poseaug_plugin.pool import FakePosePool
 from poseaug_plugin.rigid import transform_rigidly
@@ -597,94 +597,6 @@ def test_the_predictor_sees_where_a_pose_stands() -> None:
     predictor = HardnessPredictor(H36M_16, width=16).double()
     joints, keypoints = poses()[:, 0], normal(6, 1, 16, 2)
     assert (predictor(keypoints, joints) != predictor(keypoints, joints + 1)).all()
-
-
-LIKELY = torch.tensor([[0.0, 0.5, 1.0, -1.0]], dtype=torch.float64)  # log errors
-
-
-def shares(exponent: float, usable: list[bool] | None = None, draws: int = 20000) -> Tensor:
-    """How often each of four candidates is picked."""
-    scores = LIKELY.expand(draws, 4)
-    mask = torch.tensor([usable or [True] * 4]).expand(draws, 4)
-    noise = torch.rand(draws, 4, generator=generator(), dtype=torch.float64)
-    chosen = choose_candidate(scores, mask, torch.tensor(exponent).double(), noise)
-    return torch.bincount(chosen, minlength=4) / draws
-
-
-@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0, -1.5])
-def test_candidates_are_picked_by_the_power_of_their_error(exponent: float) -> None:
-    expected = (exponent * LIKELY[0]).softmax(0)
-    deviation = (expected * (1 - expected) / 20000).sqrt()
-    assert ((shares(exponent) - expected).abs() < 5 * deviation).all()
-
-
-def test_a_large_exponent_picks_the_hardest() -> None:
-    assert shares(100.0).tolist() == [0, 0, 1, 0]
-
-
-def test_unusable_candidates_are_never_picked() -> None:
-    usable = [True, True, False, True]
-    assert shares(1.0, usable)[2] == 0
-    assert shares(100.0, usable).tolist() == [0, 1, 0, 0]
-
-
-def test_the_first_candidate_stands_in_where_none_is_usable() -> None:
-    assert shares(1.0, [False] * 4).tolist() == [1, 0, 0, 0]
-
-
-def test_a_broken_score_of_an_unusable_candidate_does_not_matter() -> None:
-    scores = torch.tensor([[math.nan, 1.0, math.inf]])
-    usable = torch.tensor([[False, True, False]])
-    assert choose_candidate(scores, usable, torch.ones(()), torch.rand(1, 3)).tolist() == [1]
-
-
-def test_the_smallest_and_largest_draws_are_safe() -> None:
-    draws = torch.tensor([[0.0, 0.5], [1 - 2**-24, 0.5], [0.5, 0.0]])
-    usable = torch.tensor([[True, True], [True, True], [False, True]])
-    picked = choose_candidate(torch.zeros(3, 2), usable, torch.ones(()), draws)
-    assert picked.tolist() == [1, 0, 1]
-
-
-@pytest.mark.parametrize(("ratio", "direction"), [(1.5, 1), (2.0, 0), (3.0, -1)])
-def test_the_exponent_rises_while_poses_are_too_easy(ratio: float, direction: int) -> None:
-    controller = HardnessController()
-    controller.update(torch.tensor(ratio), 2.0)
-    assert controller.exponent.sign() == direction
-
-
-@pytest.mark.parametrize("ratio", [math.nan, math.inf])
-def test_a_broken_ratio_does_not_move_the_exponent(ratio: float) -> None:
-    controller = HardnessController()
-    controller.update(torch.tensor(1.5), 2.0)
-    before = controller.exponent.clone()
-    controller.update(torch.tensor(ratio), 2.0)
-    assert torch.equal(controller.exponent, before)
-
-
-@pytest.mark.parametrize("ratio", [0.0, 1e30])
-def test_the_exponent_is_bounded(ratio: float) -> None:
-    controller = HardnessController()
-    for _ in range(1000):
-        controller.update(torch.tensor(ratio), 2.0)
-    assert controller.exponent.abs() == HardnessController.LIMIT
-
-
-def test_the_exponent_settles_where_poses_are_as_hard_as_wanted() -> None:
-    # Candidates whose errors spread by a factor e either way, the clean ones at 1.
-    controller, errors = HardnessController(), torch.linspace(-1, 1, 101).double().exp()
-    for _ in range(2000):
-        weights = errors**controller.exponent
-        controller.update((weights * errors).sum() / weights.sum(), 1.6)
-    weights = errors**controller.exponent
-    assert ((weights * errors).sum() / weights.sum()).item() == pytest.approx(1.6, rel=1e-3)
-
-
-def test_the_exponent_is_state() -> None:
-    controller, other = HardnessController(), HardnessController()
-    controller.update(torch.tensor(1.5), 2.0)
-    other.load_state_dict(controller.state_dict())
-    assert torch.equal(other.exponent, controller.exponent)
-    assert other.exponent > 0
 
 
 # -- pool ------------------------------------------------------------------------------------------

@@ -23,12 +23,12 @@ from poseaug_plugin import HardnessPredictor, PoseAugError
 from poseaug_plugin.objectives import predictor_objective
 from poseaug_plugin.ranks import Lesson, Ranks
 
-NETWORKS = ("policy", "critic_3d", "critic_2d", "critic_motion", "predictor", "controller")
+NETWORKS = ("policy", "critic_3d", "critic_2d", "critic_motion", "predictor")
 
 
 CASES = [
     (name, kind)
-    for name in ("default", "candidates", "released", "random")
+    for name in ("default", "released", "random")
     for kind in ("even", "uneven", "broken")
 ]
 

@@ -6,11 +6,20 @@ import math
 
 import pytest
 import torch
+from helpers import human_poses
 from loops import make_batch, make_hook, make_lifter, mpjpe
 from torch import Tensor
 
-from poseaug_plugin import AugmentationPolicy, PoseAugConfig, PoseAugHook, Ramp, Spread
-from poseaug_plugin.losses import limit_feedback
+from poseaug_plugin import (
+    H36M_16,
+    AugmentationPolicy,
+    PoseAugConfig,
+    PoseAugHook,
+    Ramp,
+    Spread,
+    root_relative,
+)
+from poseaug_plugin.losses import guessing_error, limit_feedback
 from poseaug_plugin.policy import OPERATIONS, RandomPolicy, SpreadFactors
 
 WIDEST = 1.4
@@ -94,22 +103,37 @@ def test_policies_without_learned_spreads_have_none() -> None:
     assert "widening" not in dict(released.named_parameters())
 
 
+def test_guessing_is_answering_with_the_mean_pose() -> None:
+    joints = human_poses(6, 1, H36M_16, torch.Generator().manual_seed(0))[:, 0]
+    joints = root_relative(joints, H36M_16)
+    guess = joints[:4].mean(0)
+    weights = torch.tensor([1.0, 1, 1, 1, 0, 0])
+    errors = guessing_error(joints, weights, "mpjpe", H36M_16)
+    torch.testing.assert_close(errors, (joints - guess).norm(dim=-1).mean(1, keepdim=True))
+    # In the kind of error that it is compared with.
+    squares = guessing_error(joints, weights, "squared_norm", H36M_16)
+    torch.testing.assert_close(squares, (joints - guess).square().sum((1, 2))[:, None])
+    assert guessing_error(joints, weights, "grouped", H36M_16).shape == (6, 3)
+
+
 def test_limit_is_on_the_batch_not_on_a_pose() -> None:
-    easier = torch.full((4, 1), 0.05)
-    harder = torch.tensor([[0.05], [0.05], [0.2], [0.2]])  # twice as hard on (geometric) average
+    guessing = torch.full((4, 1), 0.2)
+    error = torch.tensor([[0.05], [0.05], [0.2], [0.2]])  # half of it on (geometric) average
     weights = torch.ones(4)
-    assert limit_feedback(harder, easier, 2.0, weights).item() == pytest.approx(0, abs=1e-6)
-    assert limit_feedback(harder, easier, 3.0, weights) == 0
-    excess = limit_feedback(harder, easier, 1.5, weights)
-    assert excess.item() == pytest.approx(math.log(2 / 1.5), abs=1e-6)
-    assert limit_feedback(1000 * harder, 1000 * easier, 1.5, weights).item() == pytest.approx(
+    assert limit_feedback(error, guessing, 0.5, weights).item() == pytest.approx(0, abs=1e-6)
+    assert limit_feedback(error, guessing, 0.6, weights) == 0
+    excess = limit_feedback(error, guessing, 0.3, weights)
+    assert excess.item() == pytest.approx(math.log(0.5 / 0.3), abs=1e-6)
+    assert limit_feedback(1000 * error, 1000 * guessing, 0.3, weights).item() == pytest.approx(
         excess.item(), abs=1e-5
     )
 
 
 def test_limit_leaves_out_samples_without_weight() -> None:
-    harder, easier = torch.tensor([[0.4], [0.1]]), torch.tensor([[0.1], [0.1]])
-    assert limit_feedback(harder, easier, 2.0, torch.tensor([0.0, 1.0])) == 0
+    error, guessing = torch.tensor([[0.4], [0.1]]), torch.tensor([[0.2], [0.2]])
+    weights = torch.tensor([0.0, 1.0])
+    assert limit_feedback(error, guessing, 0.55, weights) == 0
+    assert limit_feedback(error, guessing, 0.55, torch.ones(2)) > 0
 
 
 def test_a_number_is_a_ramp_that_stays() -> None:
@@ -142,6 +166,6 @@ def test_nothing_widens_without_entropy() -> None:
 
 
 def test_feedback_holds_back_what_is_too_hard() -> None:
-    # Nothing can be a tenth as hard, so the limit is broken and every way to be easier is taken.
-    limited = factors_after(10, moved_weight=100.0, moved_hardness=0.1, **ENTROPY_ALONE)
+    # A lifter that learns nothing is worse than that, so every way to be easier is taken.
+    limited = factors_after(10, moved_weight=100.0, feedback_limit=0.01, **ENTROPY_ALONE)
     assert not (limited > 1.2).all()
