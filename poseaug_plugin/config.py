@@ -52,8 +52,9 @@ class PoseAugConfig:
         weight_motion: Weight of the motion critic, which judges windows of three frames or more.
         both_sided: Report the adversarial loss with the real half (released; same gradient).
         kcs: Part-aware (``"parts"``) or ``"whole"``-body KCS critic.
-        update_batch: Augmented poses of a batch that policy and critics learn from, at most, so
-            that a larger batch costs no larger update; None for all.
+        update_batch: Augmented poses of a batch that policy and critics learn from, at most, and
+            poses of either kind that the predictor does, so that a larger batch costs no larger
+            update; None for all.
         critic_interval: Critics learn at every n-th update.
         pool_capacity: Generated poses kept for the critics.
         pool_swap_probability: Share of them exchanged.

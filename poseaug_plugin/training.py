@@ -274,10 +274,8 @@ class PolicyTrainer:
         )
 
     def _fit_predictor(self, augmented: Augmented, observed: Tensor) -> PredictorFit:
-        limit = self.config.update_batch
         keypoints, joints, usable = augmented.keypoints, augmented.joints, augmented.usable
-        # Twice as many, since half of them are originals.
-        rows = evenly_spaced(observed.shape[0], limit and 2 * limit, observed.device)
+        rows = evenly_spaced(observed.shape[0], self.config.update_batch, observed.device)
         if rows is not None:
             keypoints, joints, usable, observed = (
                 x.index_select(0, rows) for x in (keypoints, joints, usable, observed)

@@ -228,7 +228,7 @@ def test_critics_learn_at_every_second_update() -> None:
 
 
 @pytest.mark.parametrize(
-    ("update_batch", "learned_from", "fitted_on"), [(5, 5, 10), (None, 16, 32), (16, 16, 32)]
+    ("update_batch", "learned_from", "fitted_on"), [(5, 5, 5), (None, 16, 32), (16, 16, 16)]
 )
 def test_an_update_learns_from_so_many_poses_at_most(
     update_batch: int | None,
