@@ -21,6 +21,7 @@ class Diagnostics(NamedTuple):
 
     updates: int
     hardness_ratio: float  # the estimator's error on augmented poses / on original ones
+    guessing_ratio: float  # that error / the one of always answering with the mean augmented pose
     predictor_r_squared: float  # of the log error; 1 is perfect, 0 is no better than its mean
     accuracy_3d: float  # of the 3D critic, 0 to 1; 0.5 is a draw
     accuracy_2d: float  # of the 2D critic
@@ -33,7 +34,7 @@ class Diagnostics(NamedTuple):
     skipped_steps: int  # updates of any of the hook's networks left out
 
 
-_MEANS = Diagnostics._fields[1:10]
+_MEANS = Diagnostics._fields[1:11]
 _FORGET = 0.02
 _SETTLED = 100  # updates before a running mean is worth a warning
 

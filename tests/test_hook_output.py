@@ -973,7 +973,13 @@ def test_hardness_ratio_is_that_of_the_host(mix: str, frames: int) -> None:
     predicted[:, :, 1:] = outputs.inputs_3d[:, :, 1:] + off
     hook.observe(predicted)
     hook.step()
-    assert hook.diagnostics().hardness_ratio == pytest.approx(3.0, rel=1e-3)
+    diagnostics = hook.diagnostics()
+    assert diagnostics.hardness_ratio == pytest.approx(3.0, rel=1e-3)
+    middle = outputs.inputs_3d[harder.flatten(), frames // 2]
+    middle[:, 0] = 0  # the trajectory
+    guessing = (middle - middle.mean(0)).norm(dim=-1).mean()
+    error = 0.3 * (H36M_16.num_joints - 1) / H36M_16.num_joints
+    assert diagnostics.guessing_ratio == pytest.approx(error / guessing.item(), rel=1e-3)
 
 
 def test_random_preset_needs_no_prediction() -> None:

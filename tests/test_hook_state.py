@@ -470,6 +470,7 @@ def monitor_with(times: int = 10, skipped: float = 0.0, **readings: float) -> Mo
 
 FINE = {
     "hardness_ratio": 2.0,
+    "guessing_ratio": 0.3,
     "predictor_r_squared": 0.8,
     "accuracy_3d": 0.6,
     "accuracy_2d": 0.6,
