@@ -571,7 +571,7 @@ def test_angle_change_beyond_the_ends_by_rounding(change: float) -> None:
 
 def test_monitor_takes_every_reading_of_the_diagnostics() -> None:
     diagnostics = monitor_with(**FINE).read(50)
-    assert set(FINE) == set(Diagnostics._fields[1:10])
+    assert set(FINE) == set(Diagnostics._fields[1:11])
     assert not any(value != value for value in diagnostics)
 
 
