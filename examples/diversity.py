@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--smoke", action="store_true", help="the whole path in seconds")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    vars(arguments).update(size="small", frames=1, lr=1e-3, batch=256, bf16=False)
+    vars(arguments).update(size="small", frames=1, lr=None, batch=256, bf16=False)
     if arguments.smoke:
         arguments.updates, arguments.poses = 5, 256
     every, clips, steps = (20, 40, 5) if arguments.smoke else (1, 1, 300)
