@@ -20,6 +20,7 @@ from poseaug_plugin import (
     root_relative,
 )
 from poseaug_plugin.losses import guessing_error, limit_feedback
+from poseaug_plugin.objectives import feedback_objective
 from poseaug_plugin.policy import OPERATIONS, RandomPolicy, SpreadFactors
 
 WIDEST = 1.4
@@ -134,6 +135,21 @@ def test_limit_leaves_out_samples_without_weight() -> None:
     weights = torch.tensor([0.0, 1.0])
     assert limit_feedback(error, guessing, 0.55, weights) == 0
     assert limit_feedback(error, guessing, 0.55, torch.ones(2)) > 0
+
+
+def test_nothing_is_gained_by_poses_that_are_hard_to_guess() -> None:
+    hook, batch = make_hook(make_lifter()), make_batch()
+    hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
+    trainer = hook._existing_trainer()
+    generated = trainer.augmenter.generate(hook._pending.augmented.draft)
+    assert generated.poses.moved.requires_grad
+
+    def always_ten_metres(keypoints: Tensor, joints: Tensor) -> Tensor:
+        return torch.full((len(keypoints), 1), 10.0)
+
+    loss = feedback_objective(generated, always_ten_metres, trainer.config, 0.0, H36M_16)
+    assert loss > 0
+    assert not loss.requires_grad
 
 
 def test_a_number_is_a_ramp_that_stays() -> None:
