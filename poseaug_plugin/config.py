@@ -142,6 +142,8 @@ class PoseAugConfig:
             raise PoseAugError(
                 f"update_batch must be positive, or None for all, got {self.update_batch!r}."
             )
+        if not self.feedback_limit > 0:
+            raise PoseAugError(f"feedback_limit must be positive, got {self.feedback_limit!r}.")
         for name, low, high in (
             ("share", 0.0, 1.0),
             ("warmup", 0.0, 1.0),

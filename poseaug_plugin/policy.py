@@ -100,8 +100,7 @@ class Policy(nn.Module):
     """From poses and noise to parameters, in two steps.
 
     `regress` runs the networks for a pose; `assemble` makes the parameters of one augmentation out
-    of that and a draw of the base distribution.
-    A policy of one's own overrides both.
+    of that and a draw of the base distribution. A policy of one's own overrides both.
 
     Shape:
         joints (B, T, J, 3) camera-space metres and noise (B, noise_size), standard normal, the base

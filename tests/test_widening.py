@@ -14,6 +14,7 @@ from poseaug_plugin import (
     H36M_16,
     AugmentationPolicy,
     PoseAugConfig,
+    PoseAugError,
     PoseAugHook,
     Ramp,
     Spread,
@@ -150,6 +151,15 @@ def test_nothing_is_gained_by_poses_that_are_hard_to_guess() -> None:
     loss = feedback_objective(generated, always_ten_metres, trainer.config, 0.0, H36M_16)
     assert loss > 0
     assert not loss.requires_grad
+
+
+@pytest.mark.parametrize(
+    "option", [{"feedback_limit": 0.0}, {"feedback_limit": math.nan}, {"update_batch": 0}]
+)
+def test_a_limit_without_a_meaning_is_refused(option: dict[str, float]) -> None:
+    (name,) = option
+    with pytest.raises(PoseAugError, match=f"{name} must be positive"):
+        make_hook(make_lifter(), **option)
 
 
 def test_a_number_is_a_ramp_that_stays() -> None:
