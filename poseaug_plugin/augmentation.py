@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .bones import bone_directions, bone_lengths, bones_to_joints, joints_to_bones
-from .rigid import axis_angle_to_matrix, transform_rigidly
+from .rigid import transform_rigidly, turn_by
 from .skeleton import Skeleton
 from .windows import middle_frame
 
@@ -66,27 +66,23 @@ def offset_of_turns(joints: Tensor, turns: Tensor, skeleton: Skeleton) -> Tensor
         (B, 1, bones, 3) for `bend_bones`.
     """
     middle = joints[:, middle_frame(joints.shape[1])]
-    directions = bone_directions(joints_to_bones(middle, skeleton)).unsqueeze(-1)
-    return (axis_angle_to_matrix(turns) @ directions - directions).squeeze(-1).unsqueeze(1)
+    return turn_by(turns, bone_directions(joints_to_bones(middle, skeleton))).unsqueeze(1)
 
 
-def bend_bones(joints: Tensor, offset: Tensor, skeleton: Skeleton) -> Tensor:
+def bend_bones(bones: Tensor, offset: Tensor) -> Tensor:
     """Turn bones, lengths kept: direction = normalise(direction + offset).
 
     In a window of frames that is the middle frame's direction; the others are turned with it.
 
     Args:
-        joints: (B, T, J, 3).
+        bones: (B, T, bones, 3).
         offset: (B, 1, bones, 3).
-        skeleton: The tree.
 
     Returns:
-        (B, T, J, 3), the root where it was.
+        (B, T, bones, 3).
     """
-    bones = joints_to_bones(joints, skeleton)
-    directions = _bent_directions(bone_directions(bones), offset)
-    bent = directions * bone_lengths(bones).unsqueeze(-1)
-    return bones_to_joints(bent, skeleton, joints[..., skeleton.root, :])
+    lengths = bone_lengths(bones).unsqueeze(-1)
+    return _bent_directions(bones / lengths, offset) * lengths
 
 
 def _bent_directions(directions: Tensor, offset: Tensor) -> Tensor:
@@ -111,10 +107,9 @@ def _bent_directions(directions: Tensor, offset: Tensor) -> Tensor:
     )
 
 
-def scale_bones(joints: Tensor, ratio: Tensor, skeleton: Skeleton) -> Tensor:
-    """Stretch bones, directions kept: length * (1 + ratio); ratio (B, 1, bones)."""
-    bones = joints_to_bones(joints, skeleton) * (1 + ratio).unsqueeze(-1)
-    return bones_to_joints(bones, skeleton, joints[..., skeleton.root, :])
+def scale_bones(bones: Tensor, ratio: Tensor) -> Tensor:
+    """Stretch bones (B, T, bones, 3) to length * (1 + ratio), directions kept; (B, 1, bones)."""
+    return bones * (1 + ratio).unsqueeze(-1)
 
 
 def apply_augmentation(
@@ -133,8 +128,11 @@ def apply_augmentation(
     Returns:
         `AugmentedPoses`.
     """
-    bent = bend_bones(joints, parameters.bone_direction_offset, skeleton)
-    scaled = scale_bones(bent, parameters.bone_length_ratio, skeleton)
+    root = joints[..., skeleton.root, :]
+    bones = bend_bones(joints_to_bones(joints, skeleton), parameters.bone_direction_offset)
+    bent = bones_to_joints(bones, skeleton, root)
+    bones = scale_bones(bones, parameters.bone_length_ratio)
+    scaled = bones_to_joints(bones, skeleton, root)
     moved = transform_rigidly(
         scaled, parameters.rotation, centre_root(joints, skeleton), parameters.translation
     )

@@ -19,10 +19,14 @@ _UNDISTORTED_MARGIN = 1.5
 _LENS_LIMIT = 2.0  # of (x/z)^2 + (y/z)^2; the reference clamps x/z and y/z to 1
 
 
-def _inverse_depth(z: Tensor) -> Tensor:
-    """1/z, continued linearly below `Z_NEAR`: finite behind the camera, gradient never zero."""
-    near = z < Z_NEAR
-    return torch.where(near, 2 / Z_NEAR - z / Z_NEAR**2, 1 / torch.where(near, Z_NEAR, z))
+def _rays(points: Tensor) -> Tensor:
+    """x/z and y/z (..., 2), with 1/z continued linearly below `Z_NEAR`.
+
+    So it is finite behind the camera, and its gradient is never zero.
+    """
+    z = points[..., 2:]
+    safe = z.clamp(min=Z_NEAR)
+    return points[..., :2] * torch.add(1 / safe, safe - z, alpha=1 / Z_NEAR**2)
 
 
 def _per_point(intrinsics: Tensor, points: Tensor) -> Tensor:
@@ -38,13 +42,19 @@ def _distort(rays: Tensor, intrinsics: Tensor) -> Tensor:
     The polynomial was fitted inside the frame. Further out it turns over and would send a point
     that moves right to the left, and its gradient with it.
     """
-    radial_coefficients, tangential = intrinsics[..., 4:7], intrinsics[..., 7:9]
+    tangential = intrinsics[..., 7:9]
     r2 = rays.square().sum(-1, keepdim=True)
     inside = rays * (_LENS_LIMIT / r2.clamp(min=_LENS_LIMIT)).sqrt()
     r2 = r2.clamp(max=_LENS_LIMIT)
-    k1, k2, k3 = radial_coefficients.split(1, -1)
-    radial = 1 + r2 * (k1 + r2 * (k2 + r2 * k3))
-    return rays * (radial + (tangential * inside).sum(-1, keepdim=True)) + tangential * r2
+    k1, k2, k3 = intrinsics[..., 4:7].split(1, -1)
+    radial = 1 + r2 * torch.addcmul(k1, r2, torch.addcmul(k2, r2, k3))
+    factor = radial + (tangential * inside).sum(-1, keepdim=True)
+    return torch.addcmul(tangential * r2, rays, factor)
+
+
+def _on_screen(slopes: Tensor, intrinsics: Tensor) -> Tensor:
+    """Slopes that have passed the lens to normalised screen coordinates."""
+    return torch.addcmul(intrinsics[..., 2:4], intrinsics[..., 0:2], slopes)
 
 
 def project_points(
@@ -63,13 +73,8 @@ def project_points(
         (B, ..., 2).
     """
     intrinsics = _per_point(intrinsics, points)
-    if clamp_rays:
-        rays = (points[..., :2] / points[..., 2:]).clamp(-1, 1)
-    else:
-        rays = points[..., :2] * _inverse_depth(points[..., 2:])
-    if distortion:
-        rays = _distort(rays, intrinsics)
-    return intrinsics[..., 0:2] * rays + intrinsics[..., 2:4]
+    rays = (points[..., :2] / points[..., 2:]).clamp(-1, 1) if clamp_rays else _rays(points)
+    return _on_screen(_distort(rays, intrinsics) if distortion else rays, intrinsics)
 
 
 def with_focal_ratio(intrinsics: Tensor, ratio: Tensor) -> Tensor:
@@ -91,21 +96,23 @@ def in_view(points: Tensor, intrinsics: Tensor, aspect_ratio: float = 1.0) -> Te
     Returns:
         (B, ...) bool; False for NaN.
     """
-    limits = torch.ones(2, device=points.device, dtype=points.dtype)
-    limits[1] = aspect_ratio
-    seen = project_points(points, intrinsics).abs() <= limits
-    pinhole = (
-        project_points(points, intrinsics, distortion=False).abs() <= limits * _UNDISTORTED_MARGIN
-    )
-    unfolded = _grows_outwards(points, _per_point(intrinsics, points))
-    return (points[..., 2] > Z_NEAR) & seen.all(-1) & pinhole.all(-1) & unfolded
+    intrinsics, rays = _per_point(intrinsics, points), _rays(points)
+    seen = _in_frame(_on_screen(_distort(rays, intrinsics), intrinsics), 1.0, aspect_ratio)
+    margin = _UNDISTORTED_MARGIN
+    pinhole = _in_frame(_on_screen(rays, intrinsics), margin, margin * aspect_ratio)
+    return (points[..., 2] > Z_NEAR) & seen & pinhole & _grows_outwards(rays, intrinsics)
 
 
-def _grows_outwards(points: Tensor, intrinsics: Tensor) -> Tensor:
+def _in_frame(keypoints: Tensor, x_limit: float, y_limit: float) -> Tensor:
+    x, y = keypoints.abs().unbind(-1)
+    return (x <= x_limit) & (y <= y_limit)
+
+
+def _grows_outwards(rays: Tensor, intrinsics: Tensor) -> Tensor:
     """(B, ...) bool: the distorted radius still grows with the radius there."""
-    r2 = (points[..., :2] * _inverse_depth(points[..., 2:])).square().sum(-1)
+    r2 = rays.square().sum(-1)
     k1, k2, k3 = intrinsics[..., 4:7].unbind(-1)
-    return 1 + r2 * (3 * k1 + r2 * (5 * k2 + r2 * 7 * k3)) > 0
+    return 1 + r2 * torch.addcmul(3 * k1, r2, torch.addcmul(5 * k2, r2, k3, value=7)) > 0
 
 
 def undistort_points(keypoints: Tensor, intrinsics: Tensor, iterations: int = 8) -> Tensor:

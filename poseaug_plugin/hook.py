@@ -271,8 +271,7 @@ class PoseAugHook:
 
         Called by itself right before the optimizer steps; only where the optimizer cannot be
         hooked, or with ``auto_step=False``, it has to be called by hand before
-        ``optimizer.step()``. Does nothing when there is nothing
-        new, so calling it mixed_cameras is safe.
+        ``optimizer.step()``. Does nothing when there is nothing new, so calling it twice is safe.
 
         Raises:
             RuntimeError: Something failed. The estimator's weights are as they were.

@@ -198,8 +198,8 @@ def range_penalty(generated: Generated, config: PoseAugConfig, skeleton: Skeleto
 
 def frame_penalty(generated: Generated, aspect_ratio: float) -> Tensor:
     """Mean squared distance of keypoints outside the frame; its gradient pulls a pose back."""
-    x, y = generated.keypoints.unbind(-1)
-    outside = (x.abs() - 1).relu().square() + (y.abs() - aspect_ratio).relu().square()
+    x, y = generated.keypoints.abs().unbind(-1)
+    outside = (x - 1).relu().square() + (y - aspect_ratio).relu().square()
     # Bounded, so that a pose far outside does not drown the others, and never without gradient.
     return weighted_mean(outside / (1 + outside), generated.weights)
 

@@ -140,6 +140,11 @@ def _uniform(normal: Tensor) -> Tensor:
     return torch.special.ndtr(normal)
 
 
+def _either_way(normal: Tensor) -> Tensor:
+    """Standard normal to uniform in (-1, 1)."""
+    return (normal * math.sqrt(0.5)).erf()
+
+
 class RandomPolicy(Policy):
     """Random augmentation with nothing learned: what one would use without PoseAug.
 
@@ -206,12 +211,12 @@ class RandomPolicy(Policy):
             parameters = parameters._replace(bone_direction_offset=offset * self.free_bones)
         if "bone_length" in self.operations:
             limit = spread.bone_length * factors.bone_length
-            ratio = (2 * _uniform(lengths) - 1) * limit * self.free_lengths
+            ratio = _either_way(lengths) * limit * self.free_lengths
             parameters = parameters._replace(
                 bone_length_ratio=per_bone(ratio, skeleton).unsqueeze(1)
             )
         if "rigid" in self.operations:
-            yaw = (2 * _uniform(view[:, 0:1]) - 1) * spread.yaw
+            yaw = _either_way(view[:, 0:1]) * spread.yaw
             pitch = view[:, 1:2] * (spread.pitch * factors.pitch)
             roll = view[:, 2:3] * (spread.roll * factors.roll)
             rotation = view_rotation(yaw, pitch, roll)
@@ -222,8 +227,8 @@ class RandomPolicy(Policy):
             parameters = parameters._replace(
                 rotation=rotation, translation=centre_root(joints, skeleton)[donor] * factor
             )
-        if "focal_length" in self.operations:
-            ratio = ((2 * _uniform(zoom) - 1) * spread.focal_length).exp()
+        if "focal_length" in self.operations and spread.focal_length:
+            ratio = (_either_way(zoom) * spread.focal_length).exp()
             parameters = parameters._replace(focal_ratio=ratio)
         return parameters
 
@@ -290,8 +295,11 @@ class AugmentationPolicy(Policy):
             self.widening = nn.Parameter(torch.zeros(len(SpreadFactors._fields)))
             room = torch.tensor(_room_to_widen(self.base.spread))
             self.register_buffer("room_to_widen", room, persistent=False)
+            used = [float(operation in self.operations) for operation in _OPERATION_OF_FACTOR]
+            self.register_buffer("used_factors", torch.tensor(used), persistent=False)
 
     room_to_widen: Tensor
+    used_factors: Tensor
 
     def log_spread_factors(self) -> Tensor:
         """(5,) logarithms of the learned `SpreadFactors`, bounded."""
@@ -308,9 +316,7 @@ class AugmentationPolicy(Policy):
         """Sum of the logarithms of the spreads in use; the released network has none."""
         if self.start == "released":
             return None
-        used = [float(operation in self.operations) for operation in _OPERATION_OF_FACTOR]
-        logs = self.log_spread_factors()
-        return sum((log * use for log, use in zip(logs, used, strict=True)), logs.new_zeros(()))
+        return self.log_spread_factors().dot(self.used_factors)
 
     def regress(self, joints: Tensor, network_noise: Tensor) -> RawParameters:
         """Run the networks on the middle frame of (B, T, J, 3), and on how the window moves."""

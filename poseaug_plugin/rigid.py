@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .skeleton import Skeleton
+
+_SMALLEST_ANGLE = 1e-12  # radians, for a sine that can be divided by its angle
+
+
+class _Turn(NamedTuple):
+    """Rodrigues' formula: R x = x + sine (a × x) + cosine (a × (a × x)) for axis times angle a."""
+
+    sine: Tensor  # sin(angle) / angle
+    cosine: Tensor  # (1 - cos(angle)) / angle^2
+
+
+def _turn(axis_angle: Tensor) -> _Turn:
+    """Both (..., 1). By half the angle, so that nothing cancels; at 0 with a finite gradient."""
+    half = axis_angle.square().sum(-1, keepdim=True).clamp(min=_SMALLEST_ANGLE**2).sqrt() / 2
+    ratio = half.sin() / half
+    return _Turn(ratio * half.cos(), ratio.square() / 2)
 
 
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     """Exact exponential map: axis times angle in radians to a rotation matrix.
 
     +0.6 about z sends the x axis to (0.825, 0.565, 0). Orthonormal to rounding, with a finite
-    gradient at zero rotation (a Taylor series takes over below 0.01 rad, exact to float64).
+    gradient at zero rotation.
 
     Args:
         axis_angle: (..., 3) radians.
@@ -20,26 +38,25 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     Returns:
         (..., 3, 3).
     """
-    squared = axis_angle.square().sum(-1)
-    small = squared < 1e-4
-    angle = torch.where(small, 1.0, squared).sqrt()
-    sine_term = torch.where(
-        small, 1 - squared / 6 * (1 - squared / 20 * (1 - squared / 42)), torch.sin(angle) / angle
-    )
-    cosine_term = torch.where(
-        small,
-        0.5 - squared / 24 * (1 - squared / 30 * (1 - squared / 56)),
-        (1 - torch.cos(angle)) / angle.square(),
-    )
-    x, y, z = axis_angle.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
-    identity = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
-    return (
-        identity
-        + sine_term[..., None, None] * cross
-        + cosine_term[..., None, None] * (cross @ cross)
-    )
+    axes = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
+    turned = axes + turn_by(axis_angle.unsqueeze(-2), axes)
+    return turned.transpose(-1, -2)  # where each axis goes is a column
+
+
+def turn_by(axis_angle: Tensor, points: Tensor) -> Tensor:
+    """By how much a rotation moves points: ``R x - x``.
+
+    Args:
+        axis_angle: (..., 3) axis times angle, radians.
+        points: (..., 3), broadcast against it.
+
+    Returns:
+        (..., 3) in the unit of the points.
+    """
+    turn = _turn(axis_angle)
+    axis_angle, points = torch.broadcast_tensors(axis_angle, points)
+    across = torch.linalg.cross(axis_angle, points)
+    return torch.addcmul(turn.sine * across, turn.cosine, torch.linalg.cross(axis_angle, across))
 
 
 def view_rotation(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tensor:
@@ -55,7 +72,8 @@ def view_rotation(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tensor:
     Returns:
         (..., 3, 3).
     """
-    cy, sy, cp, sp, cr, sr = (f(a) for a in (yaw, pitch, roll) for f in (torch.cos, torch.sin))
+    angles = torch.stack([yaw, pitch, roll])
+    (cy, cp, cr), (sy, sp, sr) = angles.cos().unbind(), angles.sin().unbind()
     entries = [
         *(cr * cy - sr * sp * sy, -sr * cp, cr * sy + sr * sp * cy),
         *(sr * cy + cr * sp * sy, cr * cp, sr * sy - cr * sp * cy),

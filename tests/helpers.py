@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from poseaug_plugin.bones import bones_to_joints, per_bone
+from poseaug_plugin.augmentation import bend_bones, scale_bones
+from poseaug_plugin.bones import bones_to_joints, joints_to_bones, per_bone
 from poseaug_plugin.discriminators import KeypointDiscriminator, PartKCSDiscriminator
 from poseaug_plugin.policy import AugmentationPolicy
 from poseaug_plugin.skeleton import Skeleton
@@ -39,6 +40,18 @@ def agree(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
         # 1e-12 is for expected zeros.
         limit = tolerance * float(expected.detach().abs().max()) + 1e-12
         assert float((actual - expected).detach().abs().max()) <= limit
+
+
+def bent_joints(joints: Tensor, offset: Tensor, skeleton: Skeleton) -> Tensor:
+    """Joints (B, T, J, 3) with their bones turned, the root where it was."""
+    bones = bend_bones(joints_to_bones(joints, skeleton), offset)
+    return bones_to_joints(bones, skeleton, joints[..., skeleton.root, :])
+
+
+def scaled_joints(joints: Tensor, ratio: Tensor, skeleton: Skeleton) -> Tensor:
+    """Joints (..., J, 3) with their bones stretched, the root where it was."""
+    bones = scale_bones(joints_to_bones(joints, skeleton), ratio)
+    return bones_to_joints(bones, skeleton, joints[..., skeleton.root, :])
 
 
 # -- poses and cameras -----------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from helpers import (
     reference_columns,
     reference_critic_3d_names,
     reference_norms,
+    scaled_joints,
 )
 from torch import Tensor, nn
 
@@ -30,7 +31,6 @@ from poseaug_plugin.augmentation import (
     AugmentedPoses,
     apply_augmentation,
     bone_angle_change,
-    scale_bones,
 )
 from poseaug_plugin.bones import (
     bone_directions,
@@ -172,7 +172,7 @@ def test_stretched_bones(case: str) -> None:
 
 def test_scaling_is_stretching_from_the_own_lengths() -> None:
     ratios = per_bone(KINEMATICS["blaug_own/blr"][..., 0], H36M_16)
-    scaled = scale_bones(KINEMATICS["poses"][:, None], ratios[:, None], H36M_16)
+    scaled = scaled_joints(KINEMATICS["poses"][:, None], ratios[:, None], H36M_16)
     # The recorded lengths are the pose's own rounded to float32.
     agree(scaled[:, 0], KINEMATICS["blaug_own/out"], 1e-7)
 

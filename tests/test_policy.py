@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import agree, human_poses
+from helpers import agree, bent_joints, human_poses, scaled_joints
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -17,10 +17,8 @@ from torch import Tensor, nn
 from poseaug_plugin.augmentation import (
     AugmentationParameters,
     apply_augmentation,
-    bend_bones,
     bone_angle_change,
     identity_parameters,
-    scale_bones,
 )
 from poseaug_plugin.bones import bone_directions, joints_to_bones
 from poseaug_plugin.discriminators import KeypointDiscriminator, PartKCSDiscriminator
@@ -275,7 +273,7 @@ def test_limbs_turn_as_a_whole_about_their_joint() -> None:
     joints = poses(4000)
     spread = Spread(**{**vars(STILL), "limb_angle": 0.3})
     policy = RandomPolicy(H36M_16, spread=spread).double()
-    bent = bend_bones(joints, drawn(policy, joints).bone_direction_offset, H36M_16)
+    bent = bent_joints(joints, drawn(policy, joints).bone_direction_offset, H36M_16)
     before, after = (bone_directions(joints_to_bones(x, H36M_16))[:, 0] for x in (joints, bent))
     limb_bones = [[H36M_16.bone_children.index(j) for j in js] for _, js in H36M_16.limbs]
     turned = [bone for bones in limb_bones for bone in bones[1:]]
@@ -506,7 +504,7 @@ UNSEEN: dict[str, Callable[[Tensor], Tensor]] = {
     "viewpoint": turned,
     "place": lambda x: x + normal(len(x), 1, 3),
     "size": lambda x: 2.5 * x,
-    "bone lengths": lambda x: scale_bones(x, 0.4 * normal(len(x), 15).tanh(), H36M_16),
+    "bone lengths": lambda x: scaled_joints(x, 0.4 * normal(len(x), 15).tanh(), H36M_16),
 }
 
 
@@ -531,7 +529,7 @@ def test_each_part_critic_sees_its_own_bones_only(skeleton: Skeleton) -> None:
     for bone in range(skeleton.num_bones):
         offset = torch.zeros(6, 1, skeleton.num_bones, 3, dtype=torch.float64)
         offset[:, :, bone] = normal(6, 1, 3)
-        after = critic(bend_bones(joints, offset, skeleton)[:, 0])
+        after = critic(bent_joints(joints, offset, skeleton)[:, 0])
         changed = ((after - before).abs() > 1e-9).all(0).tolist()
         assert changed == [bone in bones for _, bones in skeleton.part_bones]
         untouched = [bone not in bones for _, bones in skeleton.part_bones]
@@ -542,7 +540,7 @@ def test_each_part_critic_sees_its_own_bones_only(skeleton: Skeleton) -> None:
 def test_the_whole_body_critic_sees_every_bone(skeleton: Skeleton) -> None:
     critic, joints = kcs_critic(skeleton, "whole"), poses(skeleton=skeleton)
     offset = torch.zeros(6, 1, skeleton.num_bones, 3, dtype=torch.float64, requires_grad=True)
-    bent = bend_bones(joints, offset, skeleton)
+    bent = bent_joints(joints, offset, skeleton)
     (slopes,) = torch.autograd.grad(critic(bent[:, 0]).sum(), offset)
     assert (slopes.norm(dim=-1) > 1e-12).all()
 
