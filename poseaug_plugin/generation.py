@@ -12,6 +12,7 @@ from .augmentation import (
     AugmentationParameters,
     AugmentedPoses,
     apply_augmentation,
+    bone_angle_change,
 )
 from .camera import in_view, project_points, with_focal_ratio
 from .config import PoseAugConfig
@@ -22,7 +23,7 @@ from .placement import place_as_seen
 from .policy import Policy
 from .skeleton import Skeleton
 from .source import PoseWindows
-from .windows import middle_frame
+from .windows import middle_frame, one_frame
 
 
 def evenly_spaced(available: int, wanted: int | None, device: torch.device) -> Tensor | None:
@@ -216,9 +217,11 @@ class BatchAugmenter:
         """The same beside what it was made from, for those who learn from it."""
         made, (clean, _, intrinsics, usable) = self.make(draft), draft.poses
         clean_keypoints = project_points(clean, intrinsics, clamp_rays=self.config.clamp_rays)
+        before, bent = (one_frame(x, draft.judged_frame) for x in (clean, made.poses.bent))
         return Generated(
             *(clean, clean_keypoints, made.parameters, made.poses, made.keypoints),
-            *(intrinsics, made.seen_by, usable.to(clean.dtype), draft.judged_frame),
+            *(intrinsics, made.seen_by, usable.to(clean.dtype)),
+            *(bone_angle_change(before, bent, self.skeleton), draft.judged_frame),
         )
 
     def _valid(

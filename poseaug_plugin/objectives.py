@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .augmentation import AugmentationParameters, AugmentedPoses, bone_angle_change
+from .augmentation import AugmentationParameters, AugmentedPoses
 from .bones import skeleton_tables
 from .camera import project_points
 from .config import PoseAugConfig
+from .curriculum import Ramp
 from .losses import (
     dead_zone,
     guessing_error,
@@ -24,7 +25,7 @@ from .losses import (
 )
 from .rigid import root_relative
 from .skeleton import Skeleton
-from .windows import motion_features
+from .windows import motion_features, one_frame
 
 ErrorOf = Callable[[Tensor, Tensor], Tensor]
 """(keypoints (B, T, J, 2), joints (B, T, J, 3)) to the estimator's errors (B, groups)."""
@@ -41,13 +42,12 @@ class Generated(NamedTuple):
     intrinsics: Tensor  # (B, 9) of the clean poses' cameras
     seen_by: Tensor  # (B, 9) of the moved poses'
     weights: Tensor  # (B,) 1 for usable samples, else 0
+    bone_angle_change: Tensor  # (B, bones) 1 - cos of the angle, in the judged frame
     judged_frame: Tensor | None = None  # (B,) which frame the critics see; None for T = 1
 
     def judged(self, poses: Tensor) -> Tensor:
         """(B, J, .) of the frame that the critics of single poses see."""
-        if self.judged_frame is None:
-            return poses[:, 0]
-        return poses.take_along_dim(self.judged_frame[:, None, None, None], 1)[:, 0]
+        return one_frame(poses, self.judged_frame)
 
 
 class Judged(NamedTuple):
@@ -143,31 +143,46 @@ def feedback_objective(
 ) -> Tensor:
     """Weighted feedback on bent and on moved poses (PoseAug equation 3, or ours)."""
     total = generated.weights.new_zeros(())
-    if not config.bent_weight and not config.moved_weight:
-        return total
+    cases = list(_feedback_cases(generated, config))
     easier = None
-    if config.feedback_loss != "limit":
+    if cases and config.feedback_loss != "limit":
         easier = error_of(generated.clean_keypoints, generated.clean).detach()
-    for weight, poses, hardness, tolerance in (
-        (config.bent_weight, generated.poses.bent, config.bent_hardness, config.bent_tolerance),
-        (config.moved_weight, generated.poses.moved, config.moved_hardness, config.moved_tolerance),
-    ):
-        if not weight:
-            continue
-        seen = generated.keypoints
-        if poses is generated.poses.bent:
-            seen = project_points(poses, generated.intrinsics, clamp_rays=config.clamp_rays)
-        error = error_of(seen, poses)
+    for case in cases:
+        error = error_of(case.keypoints, case.poses)
         if easier is None:
-            loss = _limited(error, generated, poses, config, skeleton)
-        elif config.feedback_loss == "paper":
-            terms = paper_feedback(error, easier, hardness.at(progress))
-            loss = weighted_mean(terms, generated.weights)
+            loss = _limited(error, generated, case.poses, config, skeleton)
         else:
-            terms = released_feedback(error, easier, hardness.at(progress), tolerance)
+            ratio = case.hardness.at(progress)
+            if config.feedback_loss == "paper":
+                terms = paper_feedback(error, easier, ratio)
+            else:
+                terms = released_feedback(error, easier, ratio, case.tolerance)
             loss = weighted_mean(terms, generated.weights)
-        total = total + weight * loss
+        total = total + case.weight * loss
     return total
+
+
+class _FeedbackCase(NamedTuple):
+    weight: float
+    keypoints: Tensor
+    poses: Tensor
+    hardness: Ramp
+    tolerance: float
+
+
+def _feedback_cases(generated: Generated, config: PoseAugConfig) -> Iterator[_FeedbackCase]:
+    """Bent poses where the originals stood, and fully augmented ones, where they count."""
+    if config.bent_weight:
+        bent = generated.poses.bent
+        seen = project_points(bent, generated.intrinsics, clamp_rays=config.clamp_rays)
+        yield _FeedbackCase(
+            config.bent_weight, seen, bent, config.bent_hardness, config.bent_tolerance
+        )
+    if config.moved_weight:
+        yield _FeedbackCase(
+            *(config.moved_weight, generated.keypoints, generated.poses.moved),
+            *(config.moved_hardness, config.moved_tolerance),
+        )
 
 
 def _limited(
@@ -181,9 +196,7 @@ def _limited(
 
 def range_penalty(generated: Generated, config: PoseAugConfig, skeleton: Skeleton) -> Tensor:
     """Keeps bone angles and lengths near the source's (PoseAug equation 4)."""
-    turned = bone_angle_change(
-        generated.judged(generated.clean), generated.judged(generated.poses.bent), skeleton
-    )
+    turned = generated.bone_angle_change
     ratios = generated.parameters.bone_length_ratio[:, 0]
     ratios = ratios @ skeleton_tables(skeleton, ratios.device, ratios.dtype).pooling.T
     centre, half_width = config.angle_range

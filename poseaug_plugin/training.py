@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .augmentation import bone_angle_change
 from .checkpoint import problems_with
 from .config import PoseAugConfig
 from .curriculum import linear_decay, training_progress
@@ -314,7 +313,7 @@ class PolicyTrainer:
         skipped: list[Tensor],
         readings: dict[str, Tensor],
     ) -> None:
-        turned = bone_angle_change(generated.clean, generated.poses.bent, self.skeleton)
+        turned = generated.bone_angle_change
         spread, before = (
             generated.judged(k).std(0).mean()
             for k in (generated.keypoints, generated.clean_keypoints)

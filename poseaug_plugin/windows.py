@@ -24,6 +24,13 @@ def middle_frame(frames: int) -> int:
     return frames // 2
 
 
+def one_frame(poses: Tensor, frame: Tensor | None) -> Tensor:
+    """(B, ...) out of (B, T, J, C), of each window its own frame (B,); None for T = 1."""
+    if frame is None:
+        return poses[:, 0]
+    return poses.take_along_dim(frame[:, None, None, None], 1)[:, 0]
+
+
 @lru_cache(maxsize=64)
 def _compared_frames(frames: int, device: torch.device) -> Tensor:
     middle = middle_frame(frames)

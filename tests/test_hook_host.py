@@ -49,6 +49,7 @@ from poseaug_plugin import (
     project_points,
     root_relative,
 )
+from poseaug_plugin.augmentation import bone_angle_change
 from poseaug_plugin.config import find_config
 from poseaug_plugin.generation import evenly_spaced
 from poseaug_plugin.hardness import HardnessPredictor
@@ -581,7 +582,10 @@ def test_feedback_gradient_is_that_of_finite_differences(mode: str) -> None:
         poses = apply_augmentation(joints, parameters, H36M_16)
         seen = [project_points(p, camera) for p in (joints, poses.moved)]
         weights = torch.ones(6, dtype=torch.float64)
-        generated = Generated(joints, seen[0], parameters, poses, seen[1], camera, camera, weights)
+        turned = bone_angle_change(joints[:, 0], poses.bent[:, 0], H36M_16)
+        generated = Generated(
+            *(joints, seen[0], parameters, poses, seen[1], camera, camera, weights, turned)
+        )
         d3d, d2d = (critic.double() for critic in critics)
         return policy_objective(generated, d3d, d2d, error_of, config, H36M_16).total
 
