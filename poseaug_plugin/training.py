@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from .checkpoint import problems_with
 from .config import PoseAugConfig
 from .curriculum import linear_decay, training_progress
-from .diagnostics import Monitor
+from .diagnostics import Monitor, guessing_ratio, hardness_ratio
 from .discriminators import KeypointDiscriminator, MotionDiscriminator, PartKCSDiscriminator
 from .errors import PoseAugError
-from .generation import Augmented, BatchAugmenter, evenly_spaced, matching_frames
+from .generation import Augmented, BatchAugmenter, evenly_spaced
 from .guarded import GuardedAdam
 from .hardness import HardnessPredictor
 from .isolation import saved_buffers
-from .losses import critic_accuracy, guessing_error, lsgan_critic_loss, weighted_mean
+from .losses import critic_accuracy, lsgan_critic_loss, weighted_mean
 from .objectives import (
     ErrorOf,
     Generated,
@@ -33,7 +33,6 @@ from .objectives import (
 from .policy import AugmentationPolicy, Policy, RandomPolicy
 from .pool import FakePosePool
 from .ranks import Lesson, Ranks
-from .rigid import root_relative
 from .skeleton import Skeleton
 from .source import PoseWindows
 from .windows import num_motion_features
@@ -250,8 +249,8 @@ class PolicyTrainer:
                 self.losses = self.losses.with_critic(critic.name, loss.detach())
                 self._readings[f"accuracy_{critic.name}"] = accuracy
         if observed is not None:
-            self._readings["hardness_ratio"] = _ratio(observed, augmented)
-            guessing = _guessing_ratio(observed, augmented, self.skeleton)
+            self._readings["hardness_ratio"] = hardness_ratio(observed, augmented)
+            guessing = guessing_ratio(observed, augmented, self.skeleton)
             self._readings["guessing_ratio"] = guessing
         if observed is not None and self.predictor is not None:
             fit = self._fit_predictor(augmented, observed)
@@ -426,24 +425,3 @@ def _finite(poses: Tensor) -> Tensor:
     """Zeros in place of a pose that is not finite, so that no pool ever holds one."""
     finite = poses.detach().isfinite().flatten(1).all(1)
     return torch.where(finite.reshape(-1, *[1] * (poses.dim() - 1)), poses.detach(), 0.0)
-
-
-def _guessing_ratio(observed: Tensor, augmented: Augmented, skeleton: Skeleton) -> Tensor:
-    """Mean error on augmented samples over that of guessing; NaN without any."""
-    chosen = augmented.usable & augmented.is_augmented & observed.isfinite()
-    weights = chosen.to(observed.dtype)
-    poses = matching_frames(augmented.joints, 1, augmented.target)[:, 0]
-    guessing = guessing_error(root_relative(poses, skeleton), weights, "mpjpe", skeleton)[:, 0]
-    error = weighted_mean(torch.where(chosen, observed, 0.0), weights)
-    return error / weighted_mean(guessing, weights)
-
-
-def _ratio(observed: Tensor, augmented: Augmented) -> Tensor:
-    """Mean error of the augmented samples over that of the original ones; NaN without either."""
-    usable = augmented.usable & observed.isfinite()
-    observed = torch.where(usable, observed, 0.0)
-    harder, easier = (
-        (observed * chosen).sum() / chosen.sum()
-        for chosen in (usable & augmented.is_augmented, usable & ~augmented.is_augmented)
-    )
-    return harder / easier
