@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .checkpoint import problems_with
 from .config import PoseAugConfig
 from .curriculum import linear_decay, training_progress
-from .diagnostics import Monitor, guessing_ratio, hardness_ratio
+from .diagnostics import Monitor
 from .discriminators import KeypointDiscriminator, MotionDiscriminator, PartKCSDiscriminator
 from .errors import PoseAugError
 from .generation import Augmented, BatchAugmenter, evenly_spaced
@@ -33,6 +33,7 @@ from .objectives import (
 from .policy import AugmentationPolicy, Policy, RandomPolicy
 from .pool import FakePosePool
 from .ranks import Lesson, Ranks
+from .readings import guessing_ratio, hardness_ratio
 from .skeleton import Skeleton
 from .source import PoseWindows
 from .windows import num_motion_features

@@ -41,7 +41,7 @@ ROWS = (
     ),
     ("objectives", "checks", "checkpoint", "source"),
     ("generation",),
-    ("estimator_error",),
+    ("estimator_error", "readings"),
     ("training",),
     ("hook",),
     ("__init__",),
