@@ -278,8 +278,8 @@ def parse_arguments() -> argparse.Namespace:
         "--rows", nargs="+", choices=ROWS, default=["none", "random, tuned", "default"]
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--updates", type=int, default=4000)
-    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--updates", type=int, default=10000)
+    parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--lr", type=float, help="of the estimator; by default its own")
     parser.add_argument("--subjects", nargs="+", default=list(TRAIN_SUBJECTS))
     parser.add_argument("--every", type=int, default=1, help="train on every n-th frame")

@@ -31,6 +31,7 @@ from mocap import demo_cameras, pairs
 from motion import source_motion
 from report import format_steps
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from poseaug_plugin import H36M_16, PoseAdapter, PoseAugHook, metrics
 from poseaug_plugin.isolation import isolated_call
@@ -67,7 +68,7 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "random augmentation": (1, {"preset": "random"}),
     "feedback through the estimator": (1, {"feedback": "estimator"}),
 }
-SECTIONS = ("steps", "memory", "batches", "windows", "communication", "shared")
+SECTIONS = ("steps", "memory", "batches", "windows", "communication", "operators", "shared")
 Row = dict[str, Any]
 
 
@@ -272,6 +273,40 @@ def communication(name: str, make: Callable[[], nn.Module]) -> Row:
     }
 
 
+class OperatorCount(TorchDispatchMode):
+    """Counts operators that compute something: on a GPU, about as many kernels are launched."""
+
+    total = 0
+
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Count it and go on."""
+        self.total += not operator.is_view
+        return operator(*args, **(kwargs or {}))
+
+
+def count_operators(name: str, make: Callable[[], nn.Module], arguments: Any) -> Row:
+    """Operators of a plain step, and what the hook adds to it; mean of two steps, as critics rest.
+
+    Unlike a time it is the same on every machine.
+    """
+    batch = poses(arguments.batch, FRAMES.get(name, 1), arguments.device)
+
+    def operators(options: dict[str, Any] | None) -> float:
+        step = Step(make, batch, options)
+        for _ in range(4):
+            step.seconds()
+        with OperatorCount() as count:
+            step.seconds(), step.seconds()
+        return count.total / 2
+
+    plain = operators(None)
+    hooked, random = operators({}), operators({"preset": "random"})
+    row = {"section": "operators", "estimator": name, "plain": plain}
+    return row | {"hook": hooked - plain, "random": random - plain}
+
+
 def measure_growth(arguments: Any, section: str) -> list[Row]:
     """Time of the hook alone, against batch size or window length."""
     sizes = [64, 256, 1024, 4096, 16384] if section == "batches" else [1, 3, 9, 27, 81, 243]
@@ -338,6 +373,8 @@ def main() -> None:
             work.append(lambda name=name, make=make: [measure_shared(name, make, arguments)])
         if "communication" in arguments.sections:
             work.append(lambda name=name, make=make: [communication(name, make)])
+        if "operators" in arguments.sections:
+            work.append(lambda name=name, make=make: [count_operators(name, make, arguments)])
     for section in ("batches", "windows"):
         if section in arguments.sections:
             work.append(partial(measure_growth, arguments, section))

@@ -238,6 +238,17 @@ def format_steps(rows: list[Result]) -> str:
             hook = f"{r['hook_with_critics_mib']:.1f} / {r['hook_mib']:.1f}"
             lines.append(f"| {r['estimator']} | {hook} | {r['estimator_mib']:.1f} |")
         tables.append("\n".join(lines))
+    counts = [r for r in rows if r["section"] == "operators"]
+    if counts:
+        lines = [
+            "| operators of a step | the estimator's, its loss and optimizer | the hook's | "
+            "random augmentation's |",
+            "|---|---|---|---|",
+        ]
+        for r in counts:
+            cells = (f"{r[key]:.0f}" for key in ("plain", "hook", "random"))
+            lines.append(f"| {r['estimator']} | {' | '.join(cells)} |")
+        tables.append("\n".join(lines))
     gradients = [r for r in rows if r["section"] == "shared"]
     if gradients:
         lines = [
