@@ -202,74 +202,73 @@ def format_steps_compact(rows: list[Result]) -> str:
     return "\n".join(lines)
 
 
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines).replace("| --- ", "|---")
+
+
 def format_steps(rows: list[Result]) -> str:
     """Markdown tables of what `benchmark_step.py --json` wrote."""
     machine = next(r for r in rows if r["section"] == "machine")
+
+    def of(section: str) -> list[Result]:
+        return [r for r in rows if r["section"] == section]
+
     tables = [f"{machine['device']}, batch {machine['batch']}, torch {machine['torch']}."]
-    steps = [r for r in rows if r["section"] == "steps"]
-    memory = {r["estimator"]: r for r in rows if r["section"] == "memory"}
-    released = {r["estimator"]: r for r in rows if r["section"] == "released"}
-    cases = list(dict.fromkeys(r["case"] for r in steps))
-    if steps:
-        extra = ["peak memory of append, over 2B"] * bool(memory)
-        extra += ["released iteration / append"] * bool(released)
-        lines = [
-            f"| hooked step / plain step (quartiles) | {' | '.join([*cases, *extra])} |",
-            "|---" * (len(cases) + len(extra) + 1) + "|",
-        ]
-        for name in dict.fromkeys(r["estimator"] for r in steps):
-            found = {r["case"]: r for r in steps if r["estimator"] == name}
-            cells = [
-                f"**{found[c]['ratio']:.2f}** ({found[c]['low']:.2f} to {found[c]['high']:.2f})"
-                for c in cases
+    if of("steps"):
+        tables.append(_step_ratios(of("steps"), of("memory"), of("released")))
+    if of("communication"):
+        head = "all-reduced per step and rank, MiB", "the hook's, with critics / without"
+        cells = [
+            [
+                r["estimator"],
+                f"{r['hook_with_critics_mib']:.1f} / {r['hook_mib']:.1f}",
+                f"{r['estimator_mib']:.1f}",
             ]
-            for table in [memory] * bool(memory) + [released] * bool(released):
-                cells.append(f"{table[name]['ratio']:.2f}" if name in table else "")
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-        tables.append("\n".join(lines))
-    shared = [r for r in rows if r["section"] == "communication"]
-    if shared:
-        lines = [
-            "| all-reduced per step and rank, MiB | the hook's, with critics / without | "
-            "the estimator's own |",
-            "|---|---|---|",
+            for r in of("communication")
         ]
-        for r in shared:
-            hook = f"{r['hook_with_critics_mib']:.1f} / {r['hook_mib']:.1f}"
-            lines.append(f"| {r['estimator']} | {hook} | {r['estimator_mib']:.1f} |")
-        tables.append("\n".join(lines))
-    counts = [r for r in rows if r["section"] == "operators"]
-    if counts:
-        lines = [
-            "| operators of a step | the estimator's, its loss and optimizer | the hook's | "
-            "random augmentation's |",
-            "|---|---|---|---|",
+        tables.append(_table([*head, "the estimator's own"], cells))
+    if of("operators"):
+        head = "operators of a step", "the estimator's, its loss and optimizer", "the hook's"
+        cells = [
+            [r["estimator"], *(f"{r[key]:.0f}" for key in ("plain", "hook", "random"))]
+            for r in of("operators")
         ]
-        for r in counts:
-            cells = (f"{r[key]:.0f}" for key in ("plain", "hook", "random"))
-            lines.append(f"| {r['estimator']} | {' | '.join(cells)} |")
-        tables.append("\n".join(lines))
-    gradients = [r for r in rows if r["section"] == "shared"]
-    if gradients:
-        lines = [
-            "| gradient taken from the user's own backward pass | cosine with an isolated pass's | "
-            "step that asks for it / plain step |",
-            "|---|---|---|",
-        ]
-        lines += [f"| {r['estimator']} | {r['cosine']:.2f} | {r['ratio']:.2f} |" for r in gradients]
-        tables.append("\n".join(lines))
+        tables.append(_table([*head, "random augmentation's"], cells))
+    if of("shared"):
+        head = "gradient taken from the user's own backward pass", "cosine with an isolated pass's"
+        cells = [[r["estimator"], f"{r['cosine']:.2f}", f"{r['ratio']:.2f}"] for r in of("shared")]
+        tables.append(_table([*head, "step that asks for it / plain step"], cells))
     for section, label in (("batches", "batch"), ("windows", "frames")):
-        chosen = [r for r in rows if r["section"] == section]
+        chosen = of(section)
         if chosen:
-            columns = {
-                label: [str(r[label]) for r in chosen],
-                "hook alone, ms": [f"{r['hook_ms']:.0f}" for r in chosen],
-                "µs per frame": [f"{r['us_per_frame']:.1f}" for r in chosen],
-            }
-            lines = [f"| {head} | {' | '.join(cells)} |" for head, cells in columns.items()]
-            lines.insert(1, "|---" * (len(chosen) + 1) + "|")
-            tables.append("\n".join(lines))
+            times = ["hook alone, ms", *(f"{r['hook_ms']:.0f}" for r in chosen)]
+            shares = ["µs per frame", *(f"{r['us_per_frame']:.1f}" for r in chosen)]
+            tables.append(_table([label, *(str(r[label]) for r in chosen)], [times, shares]))
     return "\n\n".join(tables)
+
+
+def _step_ratios(steps: list[Result], memory: list[Result], released: list[Result]) -> str:
+    """The hooked step over the plain one, and beside it what is known of memory and `released`."""
+    cases = list(dict.fromkeys(r["case"] for r in steps))
+    beside = {
+        title: {r["estimator"]: r["ratio"] for r in found}
+        for title, found in (
+            ("peak memory of append, over 2B", memory),
+            ("released iteration / append", released),
+        )
+        if found
+    }
+    lines = []
+    for name in dict.fromkeys(r["estimator"] for r in steps):
+        found = {r["case"]: r for r in steps if r["estimator"] == name}
+        cells = [
+            f"**{found[c]['ratio']:.2f}** ({found[c]['low']:.2f} to {found[c]['high']:.2f})"
+            for c in cases
+        ]
+        cells += [f"{ratios[name]:.2f}" if name in ratios else "" for ratios in beside.values()]
+        lines.append([name, *cells])
+    return _table(["hooked step / plain step (quartiles)", *cases, *beside], lines)
 
 
 def format_generalisation_compact(results: list[Result]) -> str:
