@@ -697,6 +697,35 @@ def test_rays_that_the_lens_folds_back_are_not_in_view() -> None:
     assert is_in_view(0.4, 0.0, 1.0, intrinsics)
 
 
+# A slope of 0.8 along x, at focal length 2, or along y, at 1 in a picture half as high as wide.
+LENS_EDGE = [(0.8, 0.0, 2.0, 1.0), (0.0, 0.8, 1.0, 0.5)]
+
+
+@pytest.mark.parametrize("coefficient", [4, 5, 6])
+def test_a_lens_turns_over_where_its_radius_no_longer_grows(coefficient: int) -> None:
+    # r (1 + k r^n) grows up to r^n = -1 / (k (n + 1)).
+    intrinsics = pinhole()
+    intrinsics[:, :2], intrinsics[:, coefficient] = 0.5, -0.2
+    power = 2 * (coefficient - 3)
+    turn = (1 / (0.2 * (power + 1))) ** (1 / power)
+    assert is_in_view(turn - 0.01, 0.0, 1.0, intrinsics)
+    assert not is_in_view(turn + 0.01, 0.0, 1.0, intrinsics)
+
+
+@pytest.mark.parametrize(("x", "y", "focal_length", "aspect_ratio"), LENS_EDGE)
+def test_what_only_the_lens_brings_into_the_frame_is_not_in_view(
+    x: float, y: float, focal_length: float, aspect_ratio: float
+) -> None:
+    # A slope of 0.8 is seen as 0.496, and the lens does not turn over before 0.84.
+    intrinsics = pinhole()
+    intrinsics[:, :2], intrinsics[:, 4], intrinsics[:, 5] = focal_length, -0.742, 0.232
+    point = torch.tensor([[[x, y, 1.0]]], dtype=torch.float64)
+    limits = torch.tensor([1.0, aspect_ratio], dtype=torch.float64)
+    assert (project_points(point, intrinsics).abs() <= limits).all()
+    assert not is_in_view(x, y, 1.0, intrinsics, aspect_ratio=aspect_ratio)
+    assert is_in_view(0.8 * x, 0.8 * y, 1.0, intrinsics, aspect_ratio=aspect_ratio)
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_what_is_not_a_number_is_not_in_view(axis: int) -> None:
     point = [0.0, 0.0, 4.0]

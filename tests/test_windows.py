@@ -40,6 +40,7 @@ from poseaug_plugin import (
     in_view,
     project_points,
 )
+from poseaug_plugin.augmentation import bone_angle_change
 from poseaug_plugin.bones import bone_directions, bone_lengths, bones_to_joints, joints_to_bones
 from poseaug_plugin.objectives import Generated
 from poseaug_plugin.windows import (
@@ -479,6 +480,8 @@ def test_critics_see_every_frame_in_turn() -> None:
         seen |= set(generated.judged_frame.tolist())
         frame = generated.judged_frame[3]
         assert torch.equal(generated.judged(generated.clean)[3], generated.clean[3, frame])
+        turned = bone_angle_change(generated.clean, generated.poses.bent, H36M_16)
+        assert torch.allclose(generated.bone_angle_change[3], turned[3, frame], atol=1e-6)
     assert seen == set(range(9))
 
 
