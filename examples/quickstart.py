@@ -282,7 +282,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--epochs", type=int, help="default: 16, or 20 with --data and --h36m")
     parser.add_argument("--batch", type=int, help="default: 256, or 512 with --data and --h36m")
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --out")
     parser.add_argument("--stop-after", type=int, help="stop each run after this many epochs")
     parser.add_argument("--smoke", action="store_true", help="the whole path in seconds")
