@@ -1,6 +1,6 @@
 """Train one 2D-to-3D lifter three ways; see how it does on people and cameras it never saw.
 
-    python examples/quickstart.py                     # procedural motion, about two minutes
+    python examples/quickstart.py                     # procedural motion, about three minutes
     python examples/quickstart.py --data FOLDER       # motion capture, see docs/results.md
     python examples/quickstart.py --h36m data_3d_h36m.npz
 
