@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from .skeleton import Skeleton
 
 _SMALLEST_ANGLE = 1e-12  # radians, for a sine that can be divided by its angle
-
-
-class _Turn(NamedTuple):
-    """Rodrigues' formula: R x = x + sine (a × x) + cosine (a × (a × x)) for axis times angle a."""
-
-    sine: Tensor  # sin(angle) / angle
-    cosine: Tensor  # (1 - cos(angle)) / angle^2
-
-
-def _turn(axis_angle: Tensor) -> _Turn:
-    """Both (..., 1). By half the angle, so that nothing cancels; at 0 with a finite gradient."""
-    half = axis_angle.square().sum(-1, keepdim=True).clamp(min=_SMALLEST_ANGLE**2).sqrt() / 2
-    ratio = half.sin() / half
-    return _Turn(ratio * half.cos(), ratio.square() / 2)
 
 
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
@@ -53,10 +37,14 @@ def turn_by(axis_angle: Tensor, points: Tensor) -> Tensor:
     Returns:
         (..., 3) in the unit of the points.
     """
-    turn = _turn(axis_angle)
+    # Rodrigues for the angle t of a: R x - x = sin(t)/t (a × x) + (1 - cos(t))/t² (a × (a × x)), by
+    # half of t, so that nothing cancels.
+    half = axis_angle.square().sum(-1, keepdim=True).clamp(min=_SMALLEST_ANGLE**2).sqrt() / 2
+    ratio = half.sin() / half
     axis_angle, points = torch.broadcast_tensors(axis_angle, points)
     across = torch.linalg.cross(axis_angle, points)
-    return torch.addcmul(turn.sine * across, turn.cosine, torch.linalg.cross(axis_angle, across))
+    twice = torch.linalg.cross(axis_angle, across)
+    return torch.addcmul(ratio * half.cos() * across, ratio.square() / 2, twice)
 
 
 def view_rotation(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tensor:

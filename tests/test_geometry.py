@@ -433,7 +433,7 @@ def test_axis_angles_are_exponentiated(axis_angle: Tensor) -> None:
     agree(axis_angle_to_matrix(axis_angle), expected)
 
 
-# The series takes over where the squared angle is below 1e-4.
+# About the smallest angle that a sine is divided by, and far from it.
 ANGLES = [0.0, 1e-13, 1e-12, 1e-9, 1e-4, 0.01, 0.1, math.pi]
 
 
