@@ -154,10 +154,14 @@ def ratio(hooked: list[float], plain: list[float]) -> Row:
 
 
 def alternate(steps: list[Step], repeats: int) -> list[list[float]]:
-    """Times of each step, taken in turn."""
-    for step in steps * 2:
-        step.seconds()
-    times = [[step.seconds() for step in steps] for _ in range(repeats)]
+    """Times of each step, taken in turn; means of two, in which policy and critics learn once."""
+
+    def seconds(step: Step) -> float:
+        return (step.seconds() + step.seconds()) / 2
+
+    for step in steps:
+        seconds(step)
+    times = [[seconds(step) for step in steps] for _ in range(repeats)]
     return [list(column) for column in zip(*times, strict=True)]
 
 
@@ -255,10 +259,13 @@ def measure_shared(name: str, make: Callable[[], nn.Module], arguments: Any) -> 
 
 
 def communication(name: str, make: Callable[[], nn.Module]) -> Row:
-    """MiB that a rank gives to the all-reduces of a step: the hook's one, and the estimator's."""
+    """MiB that a rank gives to the all-reduces of a step: the hook's one, and the estimator's.
+
+    The predictor learns at every step, policy and critics take turns.
+    """
     estimator = make()
     modules = PoseAugHook(estimator, skeleton="h36m_16").state_dict()["training"]["modules"]
-    learned = ("policy", "critic_3d", "critic_2d", "critic_motion", "predictor")
+    critics = ("critic_3d", "critic_2d", "critic_motion")
 
     def mebibytes(*networks: str) -> float:
         chosen = (v for k, v in modules.items() if k.split(".")[0] in networks)
@@ -267,8 +274,8 @@ def communication(name: str, make: Callable[[], nn.Module]) -> Row:
     return {
         "section": "communication",
         "estimator": name,
-        "hook_mib": mebibytes("policy", "predictor"),
-        "hook_with_critics_mib": mebibytes(*learned),
+        "policys_turn_mib": mebibytes("policy", "predictor"),
+        "critics_turn_mib": mebibytes(*critics, "predictor"),
         "estimator_mib": sum(4 * p.numel() for p in estimator.parameters()) / 2**20,
     }
 
@@ -287,9 +294,10 @@ class OperatorCount(TorchDispatchMode):
 
 
 def count_operators(name: str, make: Callable[[], nn.Module], arguments: Any) -> Row:
-    """Operators of a plain step, and what the hook adds to it; mean of two steps, as critics rest.
+    """Operators of a plain step, and what the hook adds to it.
 
-    Unlike a time it is the same on every machine.
+    Mean of two steps, in which policy and critics learn once each. Unlike a time it is the same on
+    every machine.
     """
     batch = poses(arguments.batch, FRAMES.get(name, 1), arguments.device)
 

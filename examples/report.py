@@ -218,11 +218,11 @@ def format_steps(rows: list[Result]) -> str:
     if of("steps"):
         tables.append(_step_ratios(of("steps"), of("memory"), of("released")))
     if of("communication"):
-        head = "all-reduced per step and rank, MiB", "the hook's, with critics / without"
+        head = "all-reduced per step and rank, MiB", "the hook's, policy's turn / critics' turn"
         cells = [
             [
                 r["estimator"],
-                f"{r['hook_with_critics_mib']:.1f} / {r['hook_mib']:.1f}",
+                f"{r['policys_turn_mib']:.1f} / {r['critics_turn_mib']:.1f}",
                 f"{r['estimator_mib']:.1f}",
             ]
             for r in of("communication")

@@ -55,7 +55,9 @@ class PoseAugConfig:
         update_batch: Augmented poses of a batch that policy and critics learn from, at most, and
             poses of either kind that the predictor does, so that a larger batch costs no larger
             update; None for all.
-        critic_interval: Critics learn at every n-th update.
+        policy_interval: The policy learns at every n-th update, from the first on.
+        critic_interval: Critics learn at every n-th update, from the middle of the first n on: with
+            both at 2 they take turns with the policy.
         pool_capacity: Generated poses kept for the critics.
         pool_swap_probability: Share of them exchanged.
         range_penalty: ``"released"`` (two-sided on angles, per length ratio) or ``"paper"``
@@ -106,6 +108,7 @@ class PoseAugConfig:
     both_sided: bool = False
     kcs: Literal["parts", "whole"] = "parts"
     update_batch: int | None = 512
+    policy_interval: int = 2
     critic_interval: int = 2
     pool_capacity: int = 4096
     pool_swap_probability: float = 0.5
@@ -147,6 +150,7 @@ class PoseAugConfig:
         for name, low, high in (
             ("share", 0.0, 1.0),
             ("warmup", 0.0, 1.0),
+            ("policy_interval", 1, 10**9),
             ("critic_interval", 1, 10**9),
             ("pool_capacity", 0, 10**9),
         ):
@@ -177,6 +181,7 @@ RELEASED = PoseAugConfig(
     weight_2d=1.0,
     weight_motion=0.0,
     update_batch=None,
+    policy_interval=1,
     both_sided=True,
     range_penalty="released",
     entropy_weight=0.0,
@@ -202,6 +207,7 @@ PAPER = PoseAugConfig(
     weight_2d=1.0,
     weight_motion=0.0,
     update_batch=None,
+    policy_interval=1,
     range_penalty="paper",
     range_weight=1.0,
     entropy_weight=0.0,

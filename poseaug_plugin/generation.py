@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -43,23 +43,6 @@ class Draft(NamedTuple):
     judged_frame: Tensor | None  # (B,) which frame the critics see; None for T = 1
     pictures: Tensor | None  # (B, J, 2) 2D poses to be placed like; None: as the policy says
 
-    def thinned(self, size: int | None) -> Draft:
-        """At most so many of its samples, evenly spaced."""
-        rows = evenly_spaced(self.base_noise.shape[0], size, self.base_noise.device)
-        if rows is None:
-            return self
-
-        def chosen(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values.index_select(0, rows)
-
-        return self._replace(
-            poses=CanonicalBatch(*(field.index_select(0, rows) for field in self.poses)),
-            base_noise=self.base_noise.index_select(0, rows),
-            network_noise=self.network_noise.index_select(0, rows),
-            judged_frame=chosen(self.judged_frame),
-            pictures=chosen(self.pictures),
-        )
-
 
 class Made(NamedTuple):
     """What a draft becomes."""
@@ -82,7 +65,19 @@ class Augmented(NamedTuple):
     intrinsics: Tensor  # (k, 9) of the cameras that see the augmented poses
     is_augmented: Tensor  # (N,) bool
     usable: Tensor  # (N,) bool
-    draft: Draft
+    draft: Draft  # of those that the update learns from, at most ``update_batch``
+    made: Made  # likewise
+
+
+def _samples(values: Any, rows: Tensor | None) -> Any:  # noqa: ANN401
+    """Some samples out of every tensor of a (nested) tuple; None for all of them."""
+    if rows is None:
+        return values
+    if isinstance(values, Tensor):
+        return values.index_select(0, rows)
+    if isinstance(values, tuple):
+        return type(values)(*(_samples(value, rows) for value in values))
+    return values
 
 
 def matching_frames(poses: Tensor, frames: int, target: int) -> Tensor:
@@ -167,9 +162,10 @@ class BatchAugmenter:
                 keypoints = torch.cat([batch.keypoints, keypoints])
                 is_augmented = torch.cat([torch.zeros_like(valid), valid])
                 usable = batch.usable.repeat(2)
+            learned_from = evenly_spaced(count, self.config.update_batch, device)
         return Augmented(
             *(joints, keypoints, target, rows, places, valid, made.seen_by),
-            *(is_augmented, usable, draft),
+            *(is_augmented, usable, _samples(draft, learned_from), _samples(made, learned_from)),
         )
 
     def target_frame(self, frames: int) -> int:
@@ -213,9 +209,16 @@ class BatchAugmenter:
         keypoints = project_points(poses.moved, seen_by, clamp_rays=self.config.clamp_rays)
         return Made(parameters, poses, keypoints, seen_by)
 
-    def generate(self, draft: Draft) -> Generated:
-        """The same beside what it was made from, for those who learn from it."""
-        made, (clean, _, intrinsics, usable) = self.make(draft), draft.poses
+    def generate(self, draft: Draft, made: Made | None = None) -> Generated:
+        """What a draft becomes beside what it is made from, for those who learn from it.
+
+        Args:
+            draft: Poses and noise.
+            made: What it became before; None makes it again, attached to the policy's graph.
+        """
+        clean, _, intrinsics, usable = draft.poses
+        if made is None:
+            made = self.make(draft)
         clean_keypoints = project_points(clean, intrinsics, clamp_rays=self.config.clamp_rays)
         before, bent = (one_frame(x, draft.judged_frame) for x in (clean, made.poses.bent))
         return Generated(

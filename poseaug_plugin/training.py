@@ -42,7 +42,7 @@ _SEEDS_APART = 1_000_003
 
 
 class Losses(NamedTuple):
-    """Losses of the last update, 0-d tensors on the device; NaN for what was not trained."""
+    """Losses of every network's last update, 0-d tensors on the device; NaN before the first."""
 
     policy: PolicyLosses
     critic_3d: Tensor
@@ -183,14 +183,13 @@ class PolicyTrainer:
             skip: Not zero where the user's own step is being undone on the device: then no network
                 changes either.
         """
-        device = self.generator.device
-        self.losses = _no_losses(device)
         self._readings = {}
         lessons = {name: self._nothing_for(adam) for name, adam in self._learning().items()}
         own, generated = {}, None
         if augmented is not None:
-            draft = augmented.draft.thinned(self.config.update_batch)
-            generated = self.augmenter.generate(draft)
+            generated = self.augmenter.generate(
+                augmented.draft, None if self._policy_learns else augmented.made
+            )
             own = self._lessons(augmented, generated, observed, estimator_error)
             lessons.update(own)
         if self.ranks is not None and lessons:
@@ -212,12 +211,22 @@ class PolicyTrainer:
         """The networks that learn in this update, in order, the same ones on every rank."""
         if self.ranks is None:
             return {}  # `_lessons` alone says which
-        critics_learn = self.num_updates % self.config.critic_interval == 0
         return {
             name: adam
             for name, adam in self._adams().items()
-            if critics_learn or not name.startswith("critic")
+            if name == "predictor"
+            or (self._policy_learns if name == "policy" else self._critics_learn)
         }
+
+    @property
+    def _policy_learns(self) -> bool:
+        due = self.num_updates % self.config.policy_interval == 0
+        return due and self._policy_adam is not None
+
+    @property
+    def _critics_learn(self) -> bool:
+        interval = self.config.critic_interval
+        return self.num_updates % interval == interval // 2
 
     @staticmethod
     def _nothing_for(adam: GuardedAdam) -> Lesson:
@@ -238,11 +247,12 @@ class PolicyTrainer:
         """Gradients for every network that has something to learn from this batch, in order."""
         weight = generated.weights.sum()
         lessons = {}
-        if self._policy_adam is not None:
+        if self._policy_learns:
+            assert self._policy_adam is not None
             losses = self._policy_losses(generated, estimator_error)
             lessons["policy"] = Lesson(self._policy_adam.gradients(losses.total), weight)
             self.losses = self.losses._replace(policy=PolicyLosses(*(x.detach() for x in losses)))
-        if self.num_updates % self.config.critic_interval == 0:
+        if self._critics_learn:
             for critic in self._critics_of(generated):
                 loss, accuracy = self._critic_loss(critic, generated)
                 name = f"critic_{critic.name}"
@@ -318,7 +328,7 @@ class PolicyTrainer:
             generated.judged(k).std(0).mean()
             for k in (generated.keypoints, generated.clean_keypoints)
         )
-        in_batch = augmented.draft.poses.usable.to(turned.dtype)
+        in_batch = augmented.usable[augmented.places].to(turned.dtype)
         self.monitor.record(
             unusable=(~augmented.usable).sum(),
             skipped=sum(skipped, torch.zeros_like(spread)),

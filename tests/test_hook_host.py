@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import pickle
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 from helpers import h36m_intrinsics, human_poses
 from loops import (
+    EVERY_UPDATE,
     HOOKS,
     OPTIMIZERS,
     Batch,
@@ -209,23 +211,57 @@ def test_hook_works_in_full_precision_under_autocast(hook: str) -> None:
 # -- 2. order --------------------------------------------------------------------------------------
 
 
+def order_of_steps(updates: int, **options: Any) -> list[str]:
+    estimator = make_lifter()
+    hook = make_hook(estimator, **options)
+    with recorded_steps(hook, estimator) as order:
+        train(hook, estimator, adam(estimator), list(batches(updates)))
+    return order
+
+
+CRITICS, LAST = ["critic_3d", "critic_2d"], ["predictor", "estimator"]
+
+
 def test_policy_then_critics_then_predictor_then_estimator() -> None:
-    estimator = make_lifter()
-    optimizer = adam(estimator)
-    hook = make_hook(estimator)
-    with recorded_steps(hook, estimator) as order:
-        train(hook, estimator, optimizer, list(batches(1)))
-    assert order == ["policy", "critic_3d", "critic_2d", "predictor", "estimator"]
+    order = order_of_steps(2, **EVERY_UPDATE)
+    assert order == 2 * ["policy", *CRITICS, *LAST]
 
 
-def test_critics_learn_at_every_second_update() -> None:
-    estimator = make_lifter()
-    optimizer = adam(estimator)
-    hook = make_hook(estimator, critic_interval=2)
-    with recorded_steps(hook, estimator) as order:
-        train(hook, estimator, optimizer, list(batches(4)))
-    assert order.count("policy") == 4
-    assert order.count("critic_3d") == order.count("critic_2d") == 2
+def test_policy_and_critics_take_turns() -> None:
+    assert order_of_steps(4) == 2 * ["policy", *LAST, *CRITICS, *LAST]
+
+
+def test_networks_rest_for_as_long_as_they_are_told_to() -> None:
+    order = order_of_steps(6, policy_interval=3, critic_interval=4)
+    assert order == ["policy", *LAST, *LAST, *CRITICS, *LAST, "policy", *LAST, *LAST, *LAST]
+
+
+def test_losses_of_a_network_stay_until_it_learns_again() -> None:
+    estimator, seen = make_lifter(), []
+    hook, optimizer = make_hook(estimator), adam(estimator)
+    for batch in batches(3):
+        train(hook, estimator, optimizer, [batch])
+        seen.append((hook.losses.policy.total.item(), hook.losses.critic_3d.item()))
+    (policy, critic), second, third = seen
+    assert math.isnan(critic)
+    assert second[0] == policy
+    assert third[0] != policy
+    assert math.isfinite(second[1])
+    assert third[1] == second[1]
+
+
+def test_without_a_graph_critics_see_the_poses_that_were_given_away() -> None:
+    # The policy's turn makes the poses again, with a graph: the same ones.
+    hook, batch = make_hook(make_lifter()), make_batch()
+    hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
+    augmented, augmenter = hook._pending.augmented, hook._trainer.augmenter
+    kept = augmenter.generate(augmented.draft, augmented.made)
+    again = augmenter.generate(augmented.draft)
+    assert not kept.poses.bent.requires_grad
+    assert again.poses.bent.requires_grad
+    for name in ("keypoints", "bone_angle_change", "clean_keypoints"):
+        assert torch.equal(getattr(kept, name), getattr(again, name))
+    assert torch.equal(kept.poses.bent, again.poses.bent)
 
 
 @pytest.mark.parametrize(
@@ -251,7 +287,7 @@ def test_an_update_learns_from_so_many_poses_at_most(
     monkeypatch.setattr(PartKCSDiscriminator, "forward", judging)
     monkeypatch.setattr(HardnessPredictor, "forward", predicting)
     estimator = make_lifter()
-    hook = make_hook(estimator, mix="append", update_batch=update_batch)
+    hook = make_hook(estimator, mix="append", update_batch=update_batch, **EVERY_UPDATE)
     train(hook, estimator, adam(estimator), list(batches(1)))
     # In the policy's loss once, then real and fake in the critic's own.
     assert sizes["critic"] == [learned_from] * 3
@@ -299,7 +335,7 @@ def test_no_network_learns_in_a_step_that_the_device_skips() -> None:
     estimator = make_lifter()
     optimizer = OPTIMIZERS["adam fused"](estimator.parameters())
     scaler = torch.amp.GradScaler("cpu")
-    hook = make_hook(estimator)
+    hook = make_hook(estimator, **EVERY_UPDATE)
     with recorded_steps(hook, estimator) as order:
         for overflows in (True, False):
             camera, inputs_3d, inputs_2d = make_batch()
@@ -439,7 +475,7 @@ def failing_step() -> tuple[Touchy, PoseAugHook, torch.optim.Optimizer, dict[str
     """Everything right before an ``optimizer.step()`` that will fail, and how it stood."""
     estimator = Touchy()
     optimizer = adam(estimator)
-    hook = make_hook(estimator, feedback="estimator")
+    hook = make_hook(estimator, feedback="estimator", **EVERY_UPDATE)
     estimator.touchy = False
     train(hook, estimator, optimizer, list(batches(1)))
     estimator.touchy = True
