@@ -154,7 +154,7 @@ def ratio(hooked: list[float], plain: list[float]) -> Row:
 
 
 def alternate(steps: list[Step], repeats: int) -> list[list[float]]:
-    """Times of each step, taken in turn; means of two, in which policy and critics learn once."""
+    """Times of each step, taken in turn; means of two, in which critics learn once."""
 
     def seconds(step: Step) -> float:
         return (step.seconds() + step.seconds()) / 2
@@ -259,13 +259,10 @@ def measure_shared(name: str, make: Callable[[], nn.Module], arguments: Any) -> 
 
 
 def communication(name: str, make: Callable[[], nn.Module]) -> Row:
-    """MiB that a rank gives to the all-reduces of a step: the hook's one, and the estimator's.
-
-    The predictor learns at every step, policy and critics take turns.
-    """
+    """MiB that a rank gives to the all-reduces of a step: the hook's one, and the estimator's."""
     estimator = make()
     modules = PoseAugHook(estimator, skeleton="h36m_16").state_dict()["training"]["modules"]
-    critics = ("critic_3d", "critic_2d", "critic_motion")
+    learned = ("policy", "critic_3d", "critic_2d", "critic_motion", "predictor")
 
     def mebibytes(*networks: str) -> float:
         chosen = (v for k, v in modules.items() if k.split(".")[0] in networks)
@@ -274,8 +271,8 @@ def communication(name: str, make: Callable[[], nn.Module]) -> Row:
     return {
         "section": "communication",
         "estimator": name,
-        "policys_turn_mib": mebibytes("policy", "predictor"),
-        "critics_turn_mib": mebibytes(*critics, "predictor"),
+        "hook_mib": mebibytes("policy", "predictor"),
+        "hook_with_critics_mib": mebibytes(*learned),
         "estimator_mib": sum(4 * p.numel() for p in estimator.parameters()) / 2**20,
     }
 
@@ -296,8 +293,7 @@ class OperatorCount(TorchDispatchMode):
 def count_operators(name: str, make: Callable[[], nn.Module], arguments: Any) -> Row:
     """Operators of a plain step, and what the hook adds to it.
 
-    Mean of two steps, in which policy and critics learn once each. Unlike a time it is the same on
-    every machine.
+    Mean of two steps, in which critics learn once. Unlike a time it is the same on every machine.
     """
     batch = poses(arguments.batch, FRAMES.get(name, 1), arguments.device)
 
@@ -310,9 +306,9 @@ def count_operators(name: str, make: Callable[[], nn.Module], arguments: Any) ->
         return count.total / 2
 
     plain = operators(None)
-    hooked, random = operators({}), operators({"preset": "random"})
-    row = {"section": "operators", "estimator": name, "plain": plain}
-    return row | {"hook": hooked - plain, "random": random - plain}
+    cases = {"hook": {}, "in_turn": {"policy_interval": 2}, "random": {"preset": "random"}}
+    added = {case: operators(options) - plain for case, options in cases.items()}
+    return {"section": "operators", "estimator": name, "plain": plain} | added
 
 
 def measure_growth(arguments: Any, section: str) -> list[Row]:

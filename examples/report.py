@@ -218,11 +218,11 @@ def format_steps(rows: list[Result]) -> str:
     if of("steps"):
         tables.append(_step_ratios(of("steps"), of("memory"), of("released")))
     if of("communication"):
-        head = "all-reduced per step and rank, MiB", "the hook's, policy's turn / critics' turn"
+        head = "all-reduced per step and rank, MiB", "the hook's, with critics / without"
         cells = [
             [
                 r["estimator"],
-                f"{r['policys_turn_mib']:.1f} / {r['critics_turn_mib']:.1f}",
+                f"{r['hook_with_critics_mib']:.1f} / {r['hook_mib']:.1f}",
                 f"{r['estimator_mib']:.1f}",
             ]
             for r in of("communication")
@@ -231,10 +231,11 @@ def format_steps(rows: list[Result]) -> str:
     if of("operators"):
         head = "operators of a step", "the estimator's, its loss and optimizer", "the hook's"
         cells = [
-            [r["estimator"], *(f"{r[key]:.0f}" for key in ("plain", "hook", "random"))]
+            [r["estimator"], *(f"{r[key]:.0f}" for key in ("plain", "hook", "in_turn", "random"))]
             for r in of("operators")
         ]
-        tables.append(_table([*head, "random augmentation's"], cells))
+        head = *head, "with `policy_interval=2`", "random augmentation's"
+        tables.append(_table([*head], cells))
     if of("shared"):
         head = "gradient taken from the user's own backward pass", "cosine with an isolated pass's"
         cells = [[r["estimator"], f"{r['cosine']:.2f}", f"{r['ratio']:.2f}"] for r in of("shared")]

@@ -55,9 +55,9 @@ class PoseAugConfig:
         update_batch: Augmented poses of a batch that policy and critics learn from, at most, and
             poses of either kind that the predictor does, so that a larger batch costs no larger
             update; None for all.
-        policy_interval: The policy learns at every n-th update, from the first on.
-        critic_interval: Critics learn at every n-th update, from the middle of the first n on: with
-            both at 2 they take turns with the policy.
+        policy_interval: The policy learns at the last of every n updates.
+        critic_interval: Critics learn at the first of every n updates. With both at 2 they take
+            turns with the policy, which is cheaper and learns less.
         pool_capacity: Generated poses kept for the critics.
         pool_swap_probability: Share of them exchanged.
         range_penalty: ``"released"`` (two-sided on angles, per length ratio) or ``"paper"``
@@ -108,7 +108,7 @@ class PoseAugConfig:
     both_sided: bool = False
     kcs: Literal["parts", "whole"] = "parts"
     update_batch: int | None = 512
-    policy_interval: int = 2
+    policy_interval: int = 1
     critic_interval: int = 2
     pool_capacity: int = 4096
     pool_swap_probability: float = 0.5
@@ -181,7 +181,6 @@ RELEASED = PoseAugConfig(
     weight_2d=1.0,
     weight_motion=0.0,
     update_batch=None,
-    policy_interval=1,
     both_sided=True,
     range_penalty="released",
     entropy_weight=0.0,
@@ -207,7 +206,6 @@ PAPER = PoseAugConfig(
     weight_2d=1.0,
     weight_motion=0.0,
     update_batch=None,
-    policy_interval=1,
     range_penalty="paper",
     range_weight=1.0,
     entropy_weight=0.0,

@@ -309,7 +309,7 @@ class PoseAugHook:
 
     @property
     def losses(self) -> Losses:
-        """Losses of the last update: tensors on the device, nothing waits for them."""
+        """Losses of every network's last update: tensors on the device, nothing waits for them."""
         return self._existing_trainer().losses
 
     def diagnostics(self) -> Diagnostics:

@@ -220,13 +220,12 @@ class PolicyTrainer:
 
     @property
     def _policy_learns(self) -> bool:
-        due = self.num_updates % self.config.policy_interval == 0
+        due = (self.num_updates + 1) % self.config.policy_interval == 0
         return due and self._policy_adam is not None
 
     @property
     def _critics_learn(self) -> bool:
-        interval = self.config.critic_interval
-        return self.num_updates % interval == interval // 2
+        return self.num_updates % self.config.critic_interval == 0
 
     @staticmethod
     def _nothing_for(adam: GuardedAdam) -> Lesson:

@@ -21,8 +21,6 @@ from poseaug_plugin import H36M_16, PoseAugHook, Skeleton, project_points, root_
 
 SMALL = {"width": 32, "pool_capacity": 40}
 
-EVERY_UPDATE = {"policy_interval": 1, "critic_interval": 1}
-
 # What a hook can be, by name: preset and options.
 HOOKS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -17,7 +17,6 @@ import pytest
 import torch
 from helpers import h36m_intrinsics, human_poses
 from loops import (
-    EVERY_UPDATE,
     HOOKS,
     OPTIMIZERS,
     Batch,
@@ -223,31 +222,48 @@ CRITICS, LAST = ["critic_3d", "critic_2d"], ["predictor", "estimator"]
 
 
 def test_policy_then_critics_then_predictor_then_estimator() -> None:
-    order = order_of_steps(2, **EVERY_UPDATE)
+    order = order_of_steps(2, critic_interval=1)
     assert order == 2 * ["policy", *CRITICS, *LAST]
 
 
+def test_critics_learn_at_every_second_update() -> None:
+    assert order_of_steps(4) == 2 * ["policy", *CRITICS, *LAST, "policy", *LAST]
+
+
 def test_policy_and_critics_take_turns() -> None:
-    assert order_of_steps(4) == 2 * ["policy", *LAST, *CRITICS, *LAST]
+    order = order_of_steps(4, policy_interval=2, critic_interval=2)
+    assert order == 2 * [*CRITICS, *LAST, "policy", *LAST]
 
 
 def test_networks_rest_for_as_long_as_they_are_told_to() -> None:
     order = order_of_steps(6, policy_interval=3, critic_interval=4)
-    assert order == ["policy", *LAST, *LAST, *CRITICS, *LAST, "policy", *LAST, *LAST, *LAST]
+    assert order == [
+        *CRITICS,
+        *LAST,
+        *LAST,
+        "policy",
+        *LAST,
+        *LAST,
+        *CRITICS,
+        *LAST,
+        "policy",
+        *LAST,
+    ]
 
 
 def test_losses_of_a_network_stay_until_it_learns_again() -> None:
     estimator, seen = make_lifter(), []
-    hook, optimizer = make_hook(estimator), adam(estimator)
+    hook, optimizer = make_hook(estimator, policy_interval=2), adam(estimator)
     for batch in batches(3):
         train(hook, estimator, optimizer, [batch])
         seen.append((hook.losses.policy.total.item(), hook.losses.critic_3d.item()))
-    (policy, critic), second, third = seen
-    assert math.isnan(critic)
-    assert second[0] == policy
-    assert third[0] != policy
-    assert math.isfinite(second[1])
-    assert third[1] == second[1]
+    first, second, third = seen
+    assert math.isnan(first[0])
+    assert math.isfinite(first[1])
+    assert second[1] == first[1]
+    assert third[1] != first[1]
+    assert math.isfinite(second[0])
+    assert third[0] == second[0]
 
 
 def test_without_a_graph_critics_see_the_poses_that_were_given_away() -> None:
@@ -287,7 +303,7 @@ def test_an_update_learns_from_so_many_poses_at_most(
     monkeypatch.setattr(PartKCSDiscriminator, "forward", judging)
     monkeypatch.setattr(HardnessPredictor, "forward", predicting)
     estimator = make_lifter()
-    hook = make_hook(estimator, mix="append", update_batch=update_batch, **EVERY_UPDATE)
+    hook = make_hook(estimator, mix="append", update_batch=update_batch)
     train(hook, estimator, adam(estimator), list(batches(1)))
     # In the policy's loss once, then real and fake in the critic's own.
     assert sizes["critic"] == [learned_from] * 3
@@ -335,7 +351,7 @@ def test_no_network_learns_in_a_step_that_the_device_skips() -> None:
     estimator = make_lifter()
     optimizer = OPTIMIZERS["adam fused"](estimator.parameters())
     scaler = torch.amp.GradScaler("cpu")
-    hook = make_hook(estimator, **EVERY_UPDATE)
+    hook = make_hook(estimator)
     with recorded_steps(hook, estimator) as order:
         for overflows in (True, False):
             camera, inputs_3d, inputs_2d = make_batch()
@@ -475,7 +491,7 @@ def failing_step() -> tuple[Touchy, PoseAugHook, torch.optim.Optimizer, dict[str
     """Everything right before an ``optimizer.step()`` that will fail, and how it stood."""
     estimator = Touchy()
     optimizer = adam(estimator)
-    hook = make_hook(estimator, feedback="estimator", **EVERY_UPDATE)
+    hook = make_hook(estimator, feedback="estimator")
     estimator.touchy = False
     train(hook, estimator, optimizer, list(batches(1)))
     estimator.touchy = True

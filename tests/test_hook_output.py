@@ -398,7 +398,7 @@ def test_estimator_gone_to_nan_does_not_take_the_hook_along(hook: str) -> None:
 def test_steps_left_out_are_counted(mode: str) -> None:
     estimator = make_lifter()
     nn.init.constant_(estimator[1].weight, torch.nan)
-    hook = make_hook(estimator, feedback="estimator", estimator_mode=mode, policy_interval=1)
+    hook = make_hook(estimator, feedback="estimator", estimator_mode=mode)
     for batch in stream(2):
         train_once(hook, batch, estimator)
     assert hook.diagnostics().skipped_steps == 2  # the policy's
