@@ -268,11 +268,12 @@ def test_losses_of_a_network_stay_until_it_learns_again() -> None:
 
 def test_without_a_graph_critics_see_the_poses_that_were_given_away() -> None:
     # The policy's turn makes the poses again, with a graph: the same ones.
-    hook, batch = make_hook(make_lifter()), make_batch()
+    hook, batch = make_hook(make_lifter(), mix="append", update_batch=5), make_batch()
     hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
     augmented, augmenter = hook._pending.augmented, hook._trainer.augmenter
     kept = augmenter.generate(augmented.draft, augmented.made)
     again = augmenter.generate(augmented.draft)
+    assert len(kept.poses.bent) == 5
     assert not kept.poses.bent.requires_grad
     assert again.poses.bent.requires_grad
     for name in ("keypoints", "bone_angle_change", "clean_keypoints"):
