@@ -139,8 +139,8 @@ class BatchAugmenter:
         else:
             poses = self.windows.sample(count, frames, self.generator)
         # Without a graph, which would be kept through the user's own forward and backward pass;
-        # the update makes the same poses again with one (thinned, a draft keeps its bodies and views,
-        # but places are those of the poses that are left).
+        # the update makes the same poses again with one. (Thinned, a draft keeps its bodies and
+        # views, but places are drawn from the poses that are left.)
         with torch.no_grad(), unchanged_buffers(self.policy):
             draft = self.draw(poses, keeps_cameras)
             made = self.make(draft)
