@@ -64,7 +64,8 @@ class PoseAugHook:
         preset: ``"default"``, ``"paper"``, ``"released"``, ``"random"``, or a `PoseAugConfig`.
         source: Whole sequences, for a loop that has 2D of a window of frames and 3D of one.
         policy: A policy of one's own, instead of the one that the options describe.
-        real_poses_3d: (N, J, 3) poses that the 3D critic takes for real, instead of the batch's.
+        real_poses_3d: (N, J, 3) poses that the 3D critic takes for real, instead of the batch's;
+            metres, every joint where it is (no trajectory in place of the root).
         real_poses_2d: (N, J, 2) likewise for the 2D critic; need not belong to the 3D poses. With
             ``placement="real_poses_2d"`` augmented poses are also put where these are seen.
         seed: Of the hook's own weights and noise.
@@ -287,12 +288,13 @@ class PoseAugHook:
         try:
             yield
         finally:
-            self.enabled = enabled
+            self.enabled = enabled and bool(self._handles)
 
     def remove(self) -> None:
         """Detach from estimator and optimizer for good; batches then pass through unchanged."""
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
         self.enabled = False
         self._forget()
 

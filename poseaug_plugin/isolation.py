@@ -43,15 +43,26 @@ def unchanged_buffers(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def seeded_stream(seed: int, device: torch.device) -> Iterator[None]:
+    """Let global draws inside, on CPU and ``device``, start from ``seed``; then give back."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        # Not torch.manual_seed, which seeds every GPU of the user's, and fork_rng gives back these.
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
 def own_random_stream(generator: torch.Generator, device: torch.device) -> Iterator[None]:
     """Let global draws inside (dropout) come from ``generator``, and give the stream back.
 
     The masks are then not those that the user's next forward pass will draw.
     """
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        seed = torch.randint(2**31, (1,), generator=generator, device=generator.device)
-        torch.manual_seed(int(seed))
+    seed = torch.randint(2**31, (1,), generator=generator, device=generator.device)
+    with seeded_stream(int(seed), device):
         yield
 
 

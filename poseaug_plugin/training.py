@@ -19,7 +19,7 @@ from .errors import PoseAugError
 from .generation import Augmented, BatchAugmenter, evenly_spaced
 from .guarded import GuardedAdam
 from .hardness import HardnessPredictor
-from .isolation import saved_buffers
+from .isolation import saved_buffers, seeded_stream
 from .losses import critic_accuracy, lsgan_critic_loss, weighted_mean
 from .objectives import (
     ErrorOf,
@@ -107,8 +107,7 @@ class PolicyTrainer:
                 f"(N, {skeleton.num_joints}, 2) normalised screen coordinates."
             )
         # Initial weights come from a stream of our own; the user's global one is given back.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded_stream(seed, torch.device("cpu")):
             self.policy: Policy = policy if policy is not None else _make_policy(skeleton, config)
             learns = any(p.requires_grad for p in self.policy.parameters())
             critic_3d = PartKCSDiscriminator(skeleton, scope=config.kcs, width=config.width)
@@ -422,6 +421,8 @@ def _checked(
 ) -> Tensor | None:
     if poses is None:
         return None
+    if not isinstance(poses, Tensor):
+        raise PoseAugError(f"{name} must be a tensor, got {type(poses).__name__}.")
     if poses.dim() != 3 or poses.shape[1:] != shape or not poses.shape[0]:
         raise PoseAugError(
             f"{name} must be (poses, {shape[0]}, {shape[1]}), got {tuple(poses.shape)}."

@@ -545,6 +545,20 @@ def test_after_a_failure_the_hook_can_go_on() -> None:
     assert hook.diagnostics().updates == 2
 
 
+@pytest.mark.parametrize("hook", HOOKS)
+def test_no_stream_of_a_gpu_is_seeded(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch.manual_seed seeds them all, also where the hook has nothing to do with them.
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(3)
+    assert seeded == [3]
+    estimator = make_lifter(frozen=True)
+    seeded.clear()
+    attached = make_hook(estimator, **HOOKS[hook])
+    train(attached, estimator, adam(estimator), list(batches(2)))
+    assert seeded == []
+
+
 # -- 3. isolation ----------------------------------------------------------------------------------
 
 each_mode = pytest.mark.parametrize("mode", ["frozen", "as_found"])
@@ -866,6 +880,13 @@ def test_removed_hook_trains_no_more() -> None:
     optimizer.step()
     hook.step()
     assert differences(before, hook.state_dict()) == []
+
+
+def test_a_hook_removed_while_paused_stays_removed() -> None:
+    hook = make_hook(make_lifter())
+    with hook.paused():
+        hook.remove()
+    assert passes_through(hook)
 
 
 def test_removing_twice_is_fine() -> None:

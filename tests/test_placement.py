@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from helpers import h36m_intrinsics, human_poses
@@ -79,3 +81,22 @@ def test_placed_poses_are_learned_from() -> None:
 def test_it_needs_2d_poses() -> None:
     with pytest.raises(PoseAugError, match=r"pass real_poses_2d, \(N, 16, 2\)"):
         make_hook(make_lifter(), placement="real_poses_2d")
+
+
+@pytest.mark.parametrize("name", ["real_poses_2d", "real_poses_3d"])
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda poses: poses.numpy(), "must be a tensor, got ndarray"),
+        (lambda poses: poses[:, :15], "must be .poses, 16, "),
+        (lambda poses: poses[:0], "must be .poses, 16, "),
+        (lambda poses: poses * torch.nan, "must be finite"),
+    ],
+    ids=["array", "joints", "none", "NaN"],
+)
+def test_real_poses_that_cannot_be_used(
+    name: str, change: Callable[[torch.Tensor], object], problem: str
+) -> None:
+    poses = torch.zeros(4, 16, 2 if name.endswith("2d") else 3)
+    with pytest.raises(PoseAugError, match=f"{name} {problem}"):
+        make_hook(make_lifter(), **{name: change(poses)})
