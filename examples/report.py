@@ -234,8 +234,8 @@ def format_steps(rows: list[Result]) -> str:
             [r["estimator"], *(f"{r[key]:.0f}" for key in ("plain", "hook", "in_turn", "random"))]
             for r in of("operators")
         ]
-        head = *head, "with `policy_interval=2`", "random augmentation's"
-        tables.append(_table([*head], cells))
+        added = "with `policy_interval=2`", "random augmentation's"
+        tables.append(_table([*head, *added], cells))
     if of("shared"):
         head = "gradient taken from the user's own backward pass", "cosine with an isolated pass's"
         cells = [[r["estimator"], f"{r['cosine']:.2f}", f"{r['ratio']:.2f}"] for r in of("shared")]

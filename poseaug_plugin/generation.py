@@ -66,7 +66,7 @@ class Augmented(NamedTuple):
     is_augmented: Tensor  # (N,) bool
     usable: Tensor  # (N,) bool
     draft: Draft  # of those that the update learns from, at most ``update_batch``
-    made: Made  # likewise
+    made: Made | None  # likewise, where the update needs no graph; else it makes them again
 
 
 def _samples(values: Any, rows: Tensor | None) -> Any:  # noqa: ANN401
@@ -121,12 +121,15 @@ class BatchAugmenter:
         """How many samples of a batch are augmented."""
         return round(self.config.share * batch_size) if self.replaces else batch_size
 
-    def augment(self, batch: CanonicalBatch, *, keeps_cameras: bool = True) -> Augmented:
+    def augment(
+        self, batch: CanonicalBatch, *, keeps_cameras: bool = True, keeps_made: bool = False
+    ) -> Augmented:
         """Replace a share of the batch, or append an augmented copy, as the options say.
 
         Args:
             batch: The host's.
             keeps_cameras: Leave focal lengths as they are, for a host who would not know.
+            keeps_made: Keep the poses for an update in which the policy does not learn.
         """
         size, frames = batch.keypoints.shape[:2]
         replaces, target = self.replaces, self.target_frame(frames)
@@ -166,7 +169,8 @@ class BatchAugmenter:
             learned_from = evenly_spaced(count, self.config.update_batch, device)
         return Augmented(
             *(joints, keypoints, target, rows, places, valid, made.seen_by),
-            *(is_augmented, usable, _samples(draft, learned_from), _samples(made, learned_from)),
+            *(is_augmented, usable, _samples(draft, learned_from)),
+            _samples(made, learned_from) if keeps_made else None,
         )
 
     def target_frame(self, frames: int) -> int:

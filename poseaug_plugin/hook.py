@@ -232,7 +232,9 @@ class PoseAugHook:
         with torch.no_grad(), _full_precision(inputs_3d.device):
             batch = self.adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
             augmented = trainer.augmenter.augment(
-                batch, keeps_cameras=keeps_cameras or camera is None
+                batch,
+                keeps_cameras=keeps_cameras or camera is None,
+                keeps_made=not trainer.policy_learns,
             )
             rows, places = augmented.rows, augmented.places
             clean = HostPoses(inputs_2d.detach()[rows], inputs_3d.detach()[rows])

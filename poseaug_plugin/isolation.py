@@ -47,7 +47,7 @@ def seeded_stream(seed: int, device: torch.device) -> Iterator[None]:
     """Let global draws inside, on CPU and ``device``, start from ``seed``; then give back."""
     on_gpu = device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        # Not torch.manual_seed, which seeds every GPU of the user's, and fork_rng gives back these.
+        # Not torch.manual_seed: it seeds every GPU, and only these streams are given back.
         torch.default_generator.manual_seed(seed)
         if on_gpu:
             with torch.cuda.device(device):

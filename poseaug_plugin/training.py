@@ -163,6 +163,12 @@ class PolicyTrainer:
         """Share of the training that is done."""
         return training_progress(self.num_updates, self.config.total_updates)
 
+    @property
+    def policy_learns(self) -> bool:
+        """Whether the next update is one of the policy's."""
+        due = (self.num_updates + 1) % self.config.policy_interval == 0
+        return due and self._policy_adam is not None
+
     # -- learning --------------------------------------------------------------------------------
 
     def update(
@@ -187,7 +193,7 @@ class PolicyTrainer:
         own, generated = {}, None
         if augmented is not None:
             generated = self.augmenter.generate(
-                augmented.draft, None if self._policy_learns else augmented.made
+                augmented.draft, None if self.policy_learns else augmented.made
             )
             own = self._lessons(augmented, generated, observed, estimator_error)
             lessons.update(own)
@@ -214,13 +220,8 @@ class PolicyTrainer:
             name: adam
             for name, adam in self._adams().items()
             if name == "predictor"
-            or (self._policy_learns if name == "policy" else self._critics_learn)
+            or (self.policy_learns if name == "policy" else self._critics_learn)
         }
-
-    @property
-    def _policy_learns(self) -> bool:
-        due = (self.num_updates + 1) % self.config.policy_interval == 0
-        return due and self._policy_adam is not None
 
     @property
     def _critics_learn(self) -> bool:
@@ -245,7 +246,7 @@ class PolicyTrainer:
         """Gradients for every network that has something to learn from this batch, in order."""
         weight = generated.weights.sum()
         lessons = {}
-        if self._policy_learns:
+        if self.policy_learns:
             assert self._policy_adam is not None
             losses = self._policy_losses(generated, estimator_error)
             lessons["policy"] = Lesson(self._policy_adam.gradients(losses.total), weight)

@@ -236,19 +236,9 @@ def test_policy_and_critics_take_turns() -> None:
 
 
 def test_networks_rest_for_as_long_as_they_are_told_to() -> None:
+    learners = [CRITICS, [], ["policy"], [], CRITICS, ["policy"]]
     order = order_of_steps(6, policy_interval=3, critic_interval=4)
-    assert order == [
-        *CRITICS,
-        *LAST,
-        *LAST,
-        "policy",
-        *LAST,
-        *LAST,
-        *CRITICS,
-        *LAST,
-        "policy",
-        *LAST,
-    ]
+    assert order == [name for learn in learners for name in (*learn, *LAST)]
 
 
 def test_losses_of_a_network_stay_until_it_learns_again() -> None:
@@ -271,7 +261,8 @@ def test_without_a_graph_critics_see_the_poses_that_were_given_away(
     update_batch: int | None, learned_from: int
 ) -> None:
     # The policy's turn makes the poses again, with a graph: the same ones.
-    hook, batch = make_hook(make_lifter(), mix="append", update_batch=update_batch), make_batch()
+    options = {"mix": "append", "update_batch": update_batch, "policy_interval": 2}
+    hook, batch = make_hook(make_lifter(), **options), make_batch()
     hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
     augmented, augmenter = hook._pending.augmented, hook._trainer.augmenter
     kept = augmenter.generate(augmented.draft, augmented.made)
@@ -283,6 +274,12 @@ def test_without_a_graph_critics_see_the_poses_that_were_given_away(
     assert torch.equal(kept.bone_angle_change, again.bone_angle_change)
     if update_batch is None:  # else the places come from other poses, those of the smaller batch
         assert torch.equal(kept.keypoints, again.keypoints)
+
+
+def test_no_poses_are_kept_that_the_update_makes_again() -> None:
+    hook, batch = make_hook(make_lifter()), make_batch()
+    hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
+    assert hook._pending.augmented.made is None
 
 
 @pytest.mark.parametrize(
