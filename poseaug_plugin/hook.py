@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, overload
 
@@ -26,6 +26,7 @@ from .diagnostics import Diagnostics
 from .errors import PoseAugError, PoseAugWarning
 from .estimator_error import IsolatedError, observed_error
 from .generation import Augmented
+from .isolation import single_precision
 from .mixing import HostBatch, mixed, mixed_cameras
 from .observation import PredictionObserver
 from .policy import Policy
@@ -122,13 +123,16 @@ class PoseAugHook:
         # Nothing here may lead back to the hook: it has to go when the last reference does, since a
         # collector that takes its callbacks away in the middle of a step would break that step.
         config, its_adapter, ranks = self.config, self.adapter, self._ranks
-        self._make_trainer: Callable[[Skeleton, torch.device], PolicyTrainer] = (
-            lambda skeleton, device: PolicyTrainer(
-                *(skeleton, config, device, seed, policy, real_poses_3d, real_poses_2d),
-                None if source is None else source.open(its_adapter, skeleton, device),
-                ranks,
-            )
-        )
+
+        def make_trainer(skeleton: Skeleton, device: torch.device) -> PolicyTrainer:
+            with single_precision(device):
+                return PolicyTrainer(
+                    *(skeleton, config, device, seed, policy, real_poses_3d, real_poses_2d),
+                    None if source is None else source.open(its_adapter, skeleton, device),
+                    ranks,
+                )
+
+        self._make_trainer = make_trainer
         self._trainer: PolicyTrainer | None = None
         self._pending: _Pending | None = None
         self._observer = PredictionObserver()
@@ -229,7 +233,7 @@ class PoseAugHook:
             return HostBatch(inputs_2d, inputs_3d, camera)
         self._count_forgotten_steps()
         skeleton = trainer.skeleton
-        with torch.no_grad(), _full_precision(inputs_3d.device):
+        with torch.no_grad(), single_precision(inputs_3d.device):
             batch = self.adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
             augmented = trainer.augmenter.augment(
                 batch,
@@ -484,7 +488,7 @@ class PoseAugHook:
         trainer, adapter = self._existing_trainer(), self.adapter
         ask = None
         try:
-            with torch.enable_grad(), _full_precision(trainer.generator.device):
+            with torch.enable_grad(), single_precision(trainer.generator.device):
                 if pending is None:
                     trainer.update(None, skip=skip)  # the other ranks may have something to learn
                     return
@@ -516,8 +520,3 @@ def _skeleton_from(data: object) -> Skeleton:
         raise PoseAugError(
             f"PoseAugHook.load_state_dict: the skeleton in it cannot be read ({problem})."
         ) from problem
-
-
-def _full_precision(device: torch.device) -> torch.autocast:
-    """The hook's own arithmetic is float32 whatever the user's autocast says."""
-    return torch.autocast(device.type, enabled=False)

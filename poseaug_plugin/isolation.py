@@ -1,4 +1,4 @@
-"""Calling somebody else's network without leaving a trace."""
+"""Working beside somebody else's network without leaving a trace."""
 
 from __future__ import annotations
 
@@ -40,6 +40,18 @@ def unchanged_buffers(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in zip(buffers, saved, strict=True):
                 buffer.copy_(value)
+
+
+@contextmanager
+def single_precision(device: torch.device) -> Iterator[None]:
+    """float32 inside, whatever the user's autocast and default dtype say."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_default_dtype(default)
 
 
 @contextmanager

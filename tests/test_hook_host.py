@@ -207,6 +207,41 @@ def test_hook_works_in_full_precision_under_autocast(hook: str) -> None:
     assert differences(*states) == []
 
 
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hook_works_in_single_precision_for_a_host_in_double(hook: str) -> None:
+    states = []
+    for default in (torch.float32, torch.float64):
+        estimator = make_lifter(dropout=0.0).double()
+        optimizer = adam(estimator)
+        torch.set_default_dtype(default)
+        try:
+            attached = make_hook(estimator, **HOOKS[hook])
+            for camera, *poses in batches(2):
+                inputs_3d, inputs_2d = (x.double() for x in poses)
+                outputs = attached.augment(inputs_2d, inputs_3d, camera)
+                optimizer.zero_grad()
+                (estimator(outputs.inputs_2d) - outputs.inputs_3d).square().mean().backward()
+                optimizer.step()
+            assert torch.get_default_dtype() == default
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert {p.dtype for p in attached.policy.parameters()} <= {torch.float32}
+        assert outputs.inputs_2d.dtype == outputs.inputs_3d.dtype == torch.float64
+        assert attached.diagnostics().updates == 2
+        states.append((copy.deepcopy(outputs), frozen_state(attached)))
+    assert differences(*states) == []
+
+
+def test_policy_made_in_double_is_trained_in_single_precision() -> None:
+    policy = AugmentationPolicy(H36M_16, width=32).double()
+    estimator = make_lifter(dropout=0.0)
+    hook = make_hook(estimator, policy=policy)
+    before = [p.detach().clone() for p in policy.parameters()]
+    train(hook, estimator, adam(estimator), list(batches(2)))
+    assert {p.dtype for p in policy.parameters()} == {torch.float32}
+    assert any(not torch.equal(p, b) for p, b in zip(policy.parameters(), before, strict=True))
+
+
 # -- 2. order --------------------------------------------------------------------------------------
 
 
