@@ -46,6 +46,7 @@ from poseaug_plugin import (
     PartKCSDiscriminator,
     PoseAugError,
     PoseAugHook,
+    PoseAugWarning,
     apply_augmentation,
     project_points,
     root_relative,
@@ -825,6 +826,55 @@ def test_pass_with_the_augmented_batch_wins_over_one_that_only_looks_like_it() -
         hook.step()
         states.append(frozen_state(hook))
     assert differences(*states) == []
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_passes_with_parts_of_the_batch_are_put_together(order: tuple[int, ...]) -> None:
+    states = []
+    for sees in (True, False):
+        estimator = make_lifter(dropout=0.0)
+        hook = make_hook(estimator)
+        camera, inputs_3d, inputs_2d = make_batch()
+        inputs_2d, _ = hook.augment(inputs_2d, inputs_3d, camera)
+        parts = inputs_2d.split((4, 7, 5))
+        if not sees:
+            parts = tuple(part.clone() for part in parts)
+        said = {part: estimator(parts[part]) for part in order}
+        if not sees:
+            hook.observe(torch.cat([said[part] for part in range(3)]))
+        hook.step()
+        assert hook.losses.predictor.isfinite()
+        states.append(frozen_state(hook))
+    assert differences(*states) == []
+
+
+def test_second_pass_with_the_same_part_is_not_taken() -> None:
+    states = []
+    for repeats in (False, True):
+        estimator = make_lifter(dropout=0.3)
+        hook = make_hook(estimator)
+        camera, inputs_3d, inputs_2d = make_batch()
+        inputs_2d, _ = hook.augment(inputs_2d, inputs_3d, camera)
+        torch.manual_seed(0)
+        estimator(inputs_2d[:8])
+        if repeats:
+            estimator(inputs_2d[:8])
+        torch.manual_seed(1)
+        estimator(inputs_2d[8:])
+        hook.step()
+        states.append(frozen_state(hook))
+    assert differences(*states) == []
+
+
+def test_missing_part_is_no_prediction() -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator)
+    camera, inputs_3d, inputs_2d = make_batch()
+    inputs_2d, _ = hook.augment(inputs_2d, inputs_3d, camera)
+    estimator(inputs_2d[:8])
+    with pytest.warns(PoseAugWarning, match="observe"):
+        hook.step()
+    assert hook.losses.predictor.isnan()
 
 
 @pytest.mark.parametrize(
