@@ -848,7 +848,16 @@ def test_passes_with_parts_of_the_batch_are_put_together(order: tuple[int, ...])
     assert differences(*states) == []
 
 
-def test_second_pass_with_the_same_part_is_not_taken() -> None:
+@pytest.mark.parametrize(
+    ("passes", "extra"),
+    [
+        ((slice(0, 8), slice(8, 16)), slice(0, 8)),
+        ((slice(0, 16),), slice(8, 16)),
+        ((slice(0, 10), slice(10, 16)), slice(2, 16)),
+    ],
+    ids=["the same again", "after the whole", "overlapping"],
+)
+def test_second_pass_with_a_part_is_not_taken(passes: tuple[slice, ...], extra: slice) -> None:
     states = []
     for repeats in (False, True):
         estimator = make_lifter(dropout=0.3)
@@ -856,11 +865,12 @@ def test_second_pass_with_the_same_part_is_not_taken() -> None:
         camera, inputs_3d, inputs_2d = make_batch()
         inputs_2d, _ = hook.augment(inputs_2d, inputs_3d, camera)
         torch.manual_seed(0)
-        estimator(inputs_2d[:8])
+        estimator(inputs_2d[passes[0]])
         if repeats:
-            estimator(inputs_2d[:8])
+            estimator(inputs_2d[extra])
         torch.manual_seed(1)
-        estimator(inputs_2d[8:])
+        for part in passes[1:]:
+            estimator(inputs_2d[part])
         hook.step()
         states.append(frozen_state(hook))
     assert differences(*states) == []
