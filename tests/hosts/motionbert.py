@@ -21,6 +21,7 @@ CONFIG = "configs/pose3d/MB_train_h36m.yaml"
 SMALL = {
     "epochs": 2,
     "batch_size": 16,
+    "learning_rate": 2e-3,  # so that two short epochs show that it learns
     "maxlen": FRAMES,
     "clip_len": FRAMES,
     "data_stride": FRAMES,
