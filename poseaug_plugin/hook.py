@@ -127,7 +127,8 @@ class PoseAugHook:
         def make_trainer(skeleton: Skeleton, device: torch.device) -> PolicyTrainer:
             with single_precision(device):
                 return PolicyTrainer(
-                    *(skeleton, config, device, seed, policy, real_poses_3d, real_poses_2d),
+                    *(skeleton, config, device, seed, None if policy is None else policy.float()),
+                    *(real_poses_3d, real_poses_2d),
                     None if source is None else source.open(its_adapter, skeleton, device),
                     ranks,
                 )

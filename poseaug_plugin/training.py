@@ -114,7 +114,7 @@ class PolicyTrainer:
             critic_2d = KeypointDiscriminator(skeleton)
             predictor = HardnessPredictor(skeleton)
             critic_motion = MotionDiscriminator(skeleton)
-        self.policy.to(device, torch.float32).train()
+        self.policy.to(device).train()
         self.monitor = Monitor().to(device)
         self._policy_adam = self._adam(self.policy, config.learning_rate) if learns else None
         self.critics: tuple[Critic, ...] = ()
