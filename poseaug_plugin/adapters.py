@@ -204,7 +204,7 @@ def batch_intrinsics(camera: Any, joints: Tensor) -> Tensor:  # noqa: ANN401
     if camera is None:
         _warn_of_assumed_camera()
         camera = default_intrinsics(joints.device)
-    camera = torch.as_tensor(camera).to(joints.device, torch.float32)
+    camera = torch.as_tensor(camera, dtype=torch.float32, device=joints.device)
     return camera.expand(joints.shape[0], 9)
 
 
@@ -212,7 +212,7 @@ def batch_intrinsics(camera: Any, joints: Tensor) -> Tensor:  # noqa: ANN401
 def default_intrinsics(device: torch.device) -> Tensor:
     """(9,) `DEFAULT_INTRINSICS` on a device; made once."""
     with torch.inference_mode(False):
-        return torch.tensor(DEFAULT_INTRINSICS, device=device)
+        return torch.tensor(DEFAULT_INTRINSICS, device=device, dtype=torch.float32)
 
 
 @cache

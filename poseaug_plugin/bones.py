@@ -28,7 +28,7 @@ class _Tables(NamedTuple):
 def skeleton_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype) -> _Tables:
     """A skeleton's tables, put on the device once, so that no step builds tensors on the host."""
     # Tables first asked for under inference_mode must still be usable by autograd later.
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.device("cpu"):
         to_joints = torch.zeros(skeleton.num_joints, skeleton.num_bones, dtype=dtype)
         for joint in range(skeleton.num_joints):
             to_joints[joint, list(skeleton.bones_to_root(joint))] = -1.0

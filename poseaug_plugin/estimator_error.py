@@ -9,7 +9,7 @@ from .adapters import Adapter, HostPoses
 from .config import PoseAugConfig
 from .errors import PoseAugError
 from .generation import Augmented, evenly_spaced, matching_frames
-from .isolation import isolated_call
+from .isolation import TorchDefaults, isolated_call
 from .losses import estimator_errors
 from .observation import first_tensor
 from .rigid import root_relative
@@ -54,6 +54,7 @@ class IsolatedError:
         skeleton: The tree.
         config: ``error`` and ``estimator_mode`` of it.
         generator: For dropout as found.
+        defaults: The user's, which the estimator is called under.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class IsolatedError:
         skeleton: Skeleton,
         config: PoseAugConfig,
         generator: torch.Generator,
+        defaults: TorchDefaults,
     ) -> None:
         rows = evenly_spaced(augmented.rows.shape[0], config.update_batch, augmented.rows.device)
         if rows is not None:
@@ -72,6 +74,7 @@ class IsolatedError:
         self.estimator, self.clean, self.adapter = estimator, clean, adapter
         self.frames, self.target = augmented.joints.shape[1], augmented.target
         self.skeleton, self.config, self.generator = skeleton, config, generator
+        self.defaults = defaults
 
     def __call__(self, keypoints: Tensor, joints: Tensor) -> Tensor:
         """(B, T, J, 2) and (B, T, J, 3) to errors (B, terms).
@@ -83,7 +86,8 @@ class IsolatedError:
         inputs = self.adapter.encode(joints, keypoints, self.clean, self.skeleton).inputs_2d
         inputs = getattr(self.adapter, "estimator_inputs", lambda same: same)(inputs)
         mode = self.config.estimator_mode
-        output = first_tensor(isolated_call(self.estimator, inputs, self.generator, mode))
+        with self.defaults.used():
+            output = first_tensor(isolated_call(self.estimator, inputs, self.generator, mode))
         if output is None:
             raise PoseAugError("feedback='estimator' needs an estimator that returns a tensor.")
         predicted = root_relative(

@@ -26,7 +26,7 @@ from .diagnostics import Diagnostics
 from .errors import PoseAugError, PoseAugWarning
 from .estimator_error import IsolatedError, observed_error
 from .generation import Augmented
-from .isolation import single_precision
+from .isolation import TorchDefaults, own_defaults
 from .mixing import HostBatch, mixed, mixed_cameras
 from .observation import PredictionObserver
 from .policy import Policy
@@ -125,7 +125,7 @@ class PoseAugHook:
         config, its_adapter, ranks = self.config, self.adapter, self._ranks
 
         def make_trainer(skeleton: Skeleton, device: torch.device) -> PolicyTrainer:
-            with single_precision(device):
+            with own_defaults(device):
                 return PolicyTrainer(
                     *(skeleton, config, device, seed, None if policy is None else policy.float()),
                     *(real_poses_3d, real_poses_2d),
@@ -234,7 +234,7 @@ class PoseAugHook:
             return HostBatch(inputs_2d, inputs_3d, camera)
         self._count_forgotten_steps()
         skeleton = trainer.skeleton
-        with torch.no_grad(), single_precision(inputs_3d.device):
+        with torch.no_grad(), own_defaults(inputs_3d.device):
             batch = self.adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
             augmented = trainer.augmenter.augment(
                 batch,
@@ -487,9 +487,9 @@ class PoseAugHook:
             return
         self._augments_without_update = 0
         trainer, adapter = self._existing_trainer(), self.adapter
-        ask = None
+        ask, defaults = None, TorchDefaults.found()
         try:
-            with torch.enable_grad(), single_precision(trainer.generator.device):
+            with torch.enable_grad(), own_defaults(trainer.generator.device):
                 if pending is None:
                     trainer.update(None, skip=skip)  # the other ranks may have something to learn
                     return
@@ -505,6 +505,7 @@ class PoseAugHook:
                         trainer.skeleton,
                         self.config,
                         trainer.generator,
+                        defaults,
                     )
                 trainer.update(pending.augmented, seen, ask, skip)
         except Exception as failure:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Literal
+from contextlib import contextmanager, nullcontext
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,16 +42,36 @@ def unchanged_buffers(module: nn.Module) -> Iterator[None]:
                 buffer.copy_(value)
 
 
+class TorchDefaults(NamedTuple):
+    """What `torch.set_default_dtype` and `torch.set_default_device` say."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def found(cls) -> TorchDefaults:
+        """Those that are set now."""
+        return cls(torch.get_default_dtype(), torch.get_default_device())
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Inside, these hold."""
+        before = TorchDefaults.found()
+        torch.set_default_dtype(self.dtype)
+        try:
+            # Torch asks a default device at every call, so none is set where none is needed.
+            with nullcontext() if self.device == before.device else self.device:
+                yield
+        finally:
+            torch.set_default_dtype(before.dtype)
+
+
 @contextmanager
-def single_precision(device: torch.device) -> Iterator[None]:
-    """float32 inside, whatever the user's autocast and default dtype say."""
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_default_dtype(default)
+def own_defaults(device: torch.device) -> Iterator[None]:
+    """Torch as it comes, whatever the user has set: float32, no default device, no autocast."""
+    as_it_comes = TorchDefaults(torch.float32, torch.device("cpu"))
+    with as_it_comes.used(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 @contextmanager

@@ -71,7 +71,7 @@ def mixed_cameras(
         first, *others = camera
         changed = mixed_cameras(first, made, rows, valid, batch_size, mix)
         return type(camera)([changed, *(_again(x) if mix == "append" else x for x in others)])
-    own = torch.as_tensor(camera).detach()
+    own = camera.detach() if isinstance(camera, Tensor) else torch.as_tensor(camera, device="cpu")
     own = own.expand(batch_size, own.shape[-1])
     its_rows = rows.to(own.device)
     cameras = mixed(own, made.to(own), own[its_rows], its_rows, valid.to(own.device), mix)

@@ -45,7 +45,8 @@ class PoseSource:
         flip: bool = True,
     ) -> None:
         names = list(poses_3d) if isinstance(poses_3d, Mapping) else range(len(poses_3d))
-        sequences = [torch.as_tensor(poses_3d[name]) for name in names]
+        cpu = torch.device("cpu")
+        sequences = [torch.as_tensor(poses_3d[name], device=cpu) for name in names]
         joints = {s.shape[1] if s.dim() == 3 and s.shape[2] == 3 else 0 for s in sequences}
         if len(joints) != 1 or not all(joints) or not all(map(len, sequences)):
             got = [tuple(s.shape) for s in sequences[:3]]
@@ -56,7 +57,8 @@ class PoseSource:
         if np.shape(cameras) == (9,):
             cameras = dict.fromkeys(names, cameras)
         try:
-            self.cameras = torch.stack([torch.as_tensor(cameras[n]).float() for n in names])
+            rows = [torch.as_tensor(cameras[n], dtype=torch.float32, device=cpu) for n in names]
+            self.cameras = torch.stack(rows)
         except (KeyError, IndexError, TypeError, RuntimeError, ValueError):
             self.cameras = torch.empty(0)
         if self.cameras.shape != (len(sequences), 9):

@@ -8,7 +8,8 @@ import math
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,11 +48,13 @@ from poseaug_plugin import (
     PoseAugError,
     PoseAugHook,
     PoseAugWarning,
+    PoseSource,
     apply_augmentation,
     project_points,
     root_relative,
 )
 from poseaug_plugin.augmentation import bone_angle_change
+from poseaug_plugin.bones import skeleton_tables
 from poseaug_plugin.config import find_config
 from poseaug_plugin.generation import evenly_spaced
 from poseaug_plugin.hardness import HardnessPredictor
@@ -231,6 +234,63 @@ def test_hook_works_in_single_precision_for_a_host_in_double(hook: str) -> None:
         assert attached.diagnostics().updates == 2
         states.append((copy.deepcopy(outputs), frozen_state(attached)))
     assert differences(*states) == []
+
+
+@contextmanager
+def default_device(device: str) -> Iterator[None]:
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_default_device_of_the_host_changes_nothing(hook: str) -> None:
+    # "meta" stands for a GPU: whatever is put there by accident cannot be computed with.
+    data = stream(2, frames=3)
+    sequences = [poses.numpy() for poses in make_batch(8, frames=9).inputs_3d]
+    cameras = h36m_intrinsics(8).numpy()
+    states = []
+    for device in ("cpu", "meta"):
+        estimator = make_lifter(dropout=0.0, frames=3)
+        optimizer = adam(estimator)
+        skeleton_tables.cache_clear()
+        with default_device(device):
+            source = PoseSource(sequences, cameras)
+            attached = make_hook(estimator, source=source, **HOOKS[hook])
+            for camera, inputs_3d, inputs_2d in data:
+                outputs = attached.augment(inputs_2d, inputs_3d, camera.numpy(), return_camera=True)
+                optimizer.zero_grad()
+                (estimator(outputs[0]) - outputs[1]).square().mean().backward()
+                optimizer.step()
+            assert attached.check_batch(*outputs)
+            assert torch.get_default_device().type == device
+        assert attached.diagnostics().updates == 2
+        states.append((copy.deepcopy(outputs), frozen_state(attached)))
+    assert differences(*states) == []
+
+
+def test_estimator_is_asked_under_the_hosts_own_defaults() -> None:
+    found = []
+
+    class Lifter(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            found.append((torch.get_default_device().type, torch.get_default_dtype()))
+            return super().forward(inputs.flatten(1)).reshape(-1, 1, 16, 3)
+
+    estimator = Lifter(32, 48)
+    hook = make_hook(estimator, feedback="estimator")
+    camera, inputs_3d, inputs_2d = make_batch()
+    with default_device("meta"):
+        torch.set_default_dtype(torch.float64)
+        try:
+            hook.augment(inputs_2d, inputs_3d, camera)
+            hook.step()
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert found
+    assert set(found) == {("meta", torch.float64)}
 
 
 def test_policy_made_in_double_is_trained_in_single_precision() -> None:
