@@ -264,6 +264,7 @@ def test_default_device_of_the_host_changes_nothing(hook: str) -> None:
                 optimizer.zero_grad()
                 (estimator(outputs[0]) - outputs[1]).square().mean().backward()
                 optimizer.step()
+            skeleton_tables.cache_clear()
             assert attached.check_batch(*outputs)
             assert torch.get_default_device().type == device
         assert attached.diagnostics().updates == 2
