@@ -46,9 +46,9 @@ WIDE_BASE = Spread(pitch=0.7, roll=0.3, limb_angle=0.42, bone_angle=0.105, bone_
 
 ROWS: dict[str, dict[str, Any] | None] = {
     "none": None,
-    "random, narrow": {"preset": "random", "spread": NARROW, "share": 0.5},
-    "random, wide": {"preset": "random", "spread": WIDE, "share": 0.5},
-    "random, tuned": {"preset": "random", "spread": TUNED, "share": 0.5},
+    "random, narrow": {"preset": "random", "spread": NARROW},
+    "random, wide": {"preset": "random", "spread": WIDE},
+    "random, tuned": {"preset": "random", "spread": TUNED},
     "default": {},
     "default from narrow": {"spread": NARROW_BASE},
     "default from wide": {"spread": WIDE_BASE},

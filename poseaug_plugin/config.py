@@ -89,7 +89,7 @@ class PoseAugConfig:
     shared_extractor: bool = False
     width: int = 128
     mix: Literal["replace", "append"] = "replace"
-    share: float = 0.75
+    share: float = 0.5
     feedback: Literal["predicted", "estimator", "none"] = "predicted"
     feedback_loss: Literal["limit", "paper", "released"] = "limit"
     feedback_limit: float = 0.6
@@ -163,7 +163,6 @@ DEFAULT = PoseAugConfig()
 """What wins the library's own benchmark (docs/results.md)."""
 
 RELEASED = PoseAugConfig(
-    share=0.5,
     start="released",
     width=256,
     fixed_trunk=True,
@@ -193,7 +192,6 @@ RELEASED = PoseAugConfig(
 """The released code (docs/presets.md lists the rows)."""
 
 PAPER = PoseAugConfig(
-    share=0.5,
     clamp_rays=True,
     start="released",
     width=256,
