@@ -46,6 +46,8 @@ class HostPoses(NamedTuple):
 class Adapter(Protocol):
     """What the hook asks of a host's format. Shapes only, never values: no device sync.
 
+    Called under torch's own default dtype and device, whatever the host has set.
+
     Where the estimator takes its input in another shape than `encode` gives, a method
     ``estimator_inputs(inputs_2d)`` makes it, for ``feedback="estimator"``.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,17 +28,18 @@ class _Tables(NamedTuple):
 def skeleton_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype) -> _Tables:
     """A skeleton's tables, put on the device once, so that no step builds tensors on the host."""
     # Tables first asked for under inference_mode must still be usable by autograd later.
-    with torch.inference_mode(False), torch.device("cpu"):
-        to_joints = torch.zeros(skeleton.num_joints, skeleton.num_bones, dtype=dtype)
+    with torch.inference_mode(False):
+        on_cpu: dict[str, Any] = {"dtype": dtype, "device": "cpu"}  # filled there, then moved
+        to_joints = torch.zeros(skeleton.num_joints, skeleton.num_bones, **on_cpu)
         for joint in range(skeleton.num_joints):
             to_joints[joint, list(skeleton.bones_to_root(joint))] = -1.0
-        groups = torch.tensor(skeleton.bone_length_groups)
+        groups = torch.tensor(skeleton.bone_length_groups, device="cpu")
         members = torch.nn.functional.one_hot(groups, skeleton.num_bone_length_groups).T.to(dtype)
-        error_groups = torch.zeros(len(skeleton.error_groups), skeleton.num_joints, dtype=dtype)
+        error_groups = torch.zeros(len(skeleton.error_groups), skeleton.num_joints, **on_cpu)
         for row, group in zip(error_groups, skeleton.error_groups, strict=True):
-            row[list(group)] = torch.tensor([skeleton.joint_weights[j] for j in group], dtype=dtype)
+            row[list(group)] = torch.tensor([skeleton.joint_weights[j] for j in group], **on_cpu)
             row /= len(group)
-        is_not_root = torch.ones(skeleton.num_joints, 1, dtype=dtype)
+        is_not_root = torch.ones(skeleton.num_joints, 1, **on_cpu)
         is_not_root[skeleton.root] = 0.0
         return _Tables(
             torch.tensor(skeleton.bone_parents, device=device),

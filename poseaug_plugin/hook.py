@@ -64,7 +64,8 @@ class PoseAugHook:
         adapter: The host's format; by default VideoPose3D's (`PoseAdapter`).
         preset: ``"default"``, ``"paper"``, ``"released"``, ``"random"``, or a `PoseAugConfig`.
         source: Whole sequences, for a loop that has 2D of a window of frames and 3D of one.
-        policy: A policy of one's own, instead of the one that the options describe.
+        policy: A policy of one's own, instead of the one that the options describe; is put on the
+            estimator's device, in float32.
         real_poses_3d: (N, J, 3) poses that the 3D critic takes for real, instead of the batch's;
             metres, every joint where it is (no trajectory in place of the root).
         real_poses_2d: (N, J, 2) likewise for the 2D critic; need not belong to the 3D poses. With

@@ -51,19 +51,23 @@ class TorchDefaults(NamedTuple):
     @classmethod
     def found(cls) -> TorchDefaults:
         """Those that are set now."""
-        return cls(torch.get_default_dtype(), torch.get_default_device())
+        # Not torch.get_default_device: before 2.8 it misses `with torch.device(...)`.
+        return cls(torch.get_default_dtype(), torch.empty(0).device)
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """Inside, these hold."""
         before = TorchDefaults.found()
-        torch.set_default_dtype(self.dtype)
+        # Both are set only where they differ: the one is the whole process's, the other is asked
+        # at every call.
+        if self.dtype != before.dtype:
+            torch.set_default_dtype(self.dtype)
         try:
-            # Torch asks a default device at every call, so none is set where none is needed.
             with nullcontext() if self.device == before.device else self.device:
                 yield
         finally:
-            torch.set_default_dtype(before.dtype)
+            if self.dtype != before.dtype:
+                torch.set_default_dtype(before.dtype)
 
 
 @contextmanager

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
+class _Part(NamedTuple):
+    rows: range  # of the augmented batch
+    prediction: Tensor
+
+
 class PredictionObserver:
     """Keeps the prediction that belongs to the tensors which `augment` returned last.
 
-    The very memory that was returned, or a view of it, is certain; several passes with a part of it
-    each (``inputs_2d.split(...)``) are put together. A copy (permuted, scattered, cast) can only be
-    told by its size, and gives way to a certain one.
+    The very memory that was returned, or a view of it, is certain; passes with some rows each
+    (``inputs_2d.split(...)``) are put together if they make up the batch. A copy (permuted,
+    scattered, cast) can only be told by its size, and gives way to a certain one.
     """
 
     def __init__(self) -> None:
@@ -22,43 +27,67 @@ class PredictionObserver:
     def forget(self) -> None:
         """Wait for nothing."""
         self._awaited: Tensor | None = None
-        self._certain: dict[int, Tensor] = {}  # by where in the awaited memory the input begins
-        self._missing = 0  # coordinates of the awaited tensor without a certain prediction
+        self._certain: Tensor | None = None
+        self._parts: list[_Part] = []
         self._likely: Tensor | None = None
 
     def expect(self, inputs_2d: Tensor) -> None:
         """From now on look for the forward pass that takes ``inputs_2d``."""
         self.forget()
-        self._awaited, self._missing = inputs_2d, inputs_2d.numel()
+        self._awaited = inputs_2d
 
     def take(self, prediction: Tensor) -> None:
         """The user says what the prediction is."""
-        self._certain, self._missing = {0: prediction.detach()}, 0
+        self._certain = prediction.detach()
 
     @property
     def prediction(self) -> Tensor | None:
-        """What the estimator said, as far as it was seen."""
-        parts = [self._certain[begin] for begin in sorted(self._certain)]
-        if len(parts) < 2:
-            return parts[0] if parts else self._likely
-        return torch.cat(parts) if len({part.shape[1:] for part in parts}) == 1 else None
+        """What the estimator said to the whole batch; None if that was not seen."""
+        if self._certain is None and self._parts:
+            return self._joined()
+        return self._likely if self._certain is None else self._certain
+
+    def _joined(self) -> Tensor | None:
+        parts = sorted(self._parts, key=lambda part: part.rows.start)
+        assert self._awaited is not None
+        if sum(len(part.rows) for part in parts) < self._awaited.shape[0]:
+            return None
+        if len({part.prediction.shape[1:] for part in parts}) > 1:
+            return None
+        return torch.cat([part.prediction for part in parts])
 
     def on_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:  # noqa: ANN401
         """Forward hook: look whether this was the awaited pass, or a part of it."""
+        if self._awaited is None or self._certain is not None or not torch.is_grad_enabled():
+            return
         prediction = first_tensor(output)
-        if prediction is None or self._awaited is None or not self._missing:
+        if prediction is None or not prediction.dim():
             return
-        if not torch.is_grad_enabled():
-            return
+        prediction = prediction.detach()
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        own = [x for x in given if _memory(x) == _memory(self._awaited)]
-        if own:
-            begin, size = int(own[0].storage_offset()), own[0].numel()
-            if begin not in self._certain and size <= self._missing:
-                self._certain[begin] = prediction.detach()
-                self._missing -= size
+        own = next((x for x in given if _memory(x) == _memory(self._awaited)), None)
+        if own is not None:
+            rows = _rows_seen(own, self._awaited)
+            if len(rows) == self._awaited.shape[0]:
+                self._certain = prediction
+            elif not any(_overlap(rows, part.rows) for part in self._parts):
+                self._parts.append(_Part(rows, prediction))
         elif any(x.numel() == self._awaited.numel() for x in given):
-            self._likely = prediction.detach()
+            self._likely = prediction
+
+
+def _rows_seen(view: Tensor, whole: Tensor) -> range:
+    """Which rows of a contiguous tensor a view of it shows; all, if it is no slice of rows."""
+    count = whole.shape[0]
+    size = whole.numel() // count
+    if not view.dim() or view.numel() >= whole.numel() or view.stride(0) != size:
+        return range(count)
+    first = int(view.storage_offset() - whole.storage_offset()) // size
+    return range(first, first + view.shape[0])
+
+
+def _overlap(first: range, second: range) -> bool:
+    return first.start < second.stop and second.start < first.stop
 
 
 def _memory(tensor: Tensor) -> int:

@@ -237,7 +237,7 @@ def test_hook_works_in_single_precision_for_a_host_in_double(hook: str) -> None:
 
 
 @contextmanager
-def default_device(device: str) -> Iterator[None]:
+def set_default_device(device: str) -> Iterator[None]:
     torch.set_default_device(device)
     try:
         yield
@@ -245,8 +245,12 @@ def default_device(device: str) -> Iterator[None]:
         torch.set_default_device(None)
 
 
+WAYS_TO_SET_A_DEVICE = [set_default_device, torch.device]
+
+
+@pytest.mark.parametrize("default_device", WAYS_TO_SET_A_DEVICE)
 @pytest.mark.parametrize("hook", HOOKS)
-def test_default_device_of_the_host_changes_nothing(hook: str) -> None:
+def test_default_device_of_the_host_changes_nothing(hook: str, default_device: Any) -> None:
     # "meta" stands for a GPU: whatever is put there by accident cannot be computed with.
     data = stream(2, frames=3)
     sequences = [poses.numpy() for poses in make_batch(8, frames=9).inputs_3d]
@@ -266,18 +270,19 @@ def test_default_device_of_the_host_changes_nothing(hook: str) -> None:
                 optimizer.step()
             skeleton_tables.cache_clear()
             assert attached.check_batch(*outputs)
-            assert torch.get_default_device().type == device
+            assert torch.empty(0).device.type == device
         assert attached.diagnostics().updates == 2
         states.append((copy.deepcopy(outputs), frozen_state(attached)))
     assert differences(*states) == []
 
 
-def test_estimator_is_asked_under_the_hosts_own_defaults() -> None:
+@pytest.mark.parametrize("default_device", WAYS_TO_SET_A_DEVICE)
+def test_estimator_is_asked_under_the_hosts_own_defaults(default_device: Any) -> None:
     found = []
 
     class Lifter(nn.Linear):
         def forward(self, inputs: Tensor) -> Tensor:
-            found.append((torch.get_default_device().type, torch.get_default_dtype()))
+            found.append((torch.empty(0).device.type, torch.get_default_dtype()))
             return super().forward(inputs.flatten(1)).reshape(-1, 1, 16, 3)
 
     estimator = Lifter(32, 48)
@@ -909,43 +914,81 @@ def test_passes_with_parts_of_the_batch_are_put_together(order: tuple[int, ...])
     assert differences(*states) == []
 
 
+def states_after(
+    passes: list[Callable[[Tensor], Tensor]], frames: int = 1, **options: Any
+) -> dict[str, Any]:
+    """What a hook has learned from these passes of one batch, each with dropout of its own."""
+    estimator = make_lifter(frames=1, **options)
+    hook = make_hook(estimator)
+    camera, inputs_3d, inputs_2d = make_batch(frames=frames)
+    inputs_2d, _ = hook.augment(inputs_2d, inputs_3d, camera)
+    for part in passes:
+        torch.manual_seed(len(part(inputs_2d)))
+        estimator(part(inputs_2d))
+    hook.step()
+    return frozen_state(hook)
+
+
+FIRST, SECOND, WHOLE = lambda x: x[:9], lambda x: x[9:], lambda x: x
+
+
 @pytest.mark.parametrize(
-    ("passes", "extra"),
+    ("passes", "same_as"),
     [
-        ((slice(0, 8), slice(8, 16)), slice(0, 8)),
-        ((slice(0, 16),), slice(8, 16)),
-        ((slice(0, 10), slice(10, 16)), slice(2, 16)),
+        ([FIRST, FIRST, SECOND], [FIRST, SECOND]),
+        ([WHOLE, SECOND], [WHOLE]),
+        ([FIRST, WHOLE, SECOND], [WHOLE]),
+        ([FIRST, lambda x: x[2:15], SECOND], [FIRST, SECOND]),
     ],
-    ids=["the same again", "after the whole", "overlapping"],
+    ids=["the same again", "after the whole", "before the whole", "overlapping"],
 )
-def test_second_pass_with_a_part_is_not_taken(passes: tuple[slice, ...], extra: slice) -> None:
-    states = []
-    for repeats in (False, True):
-        estimator = make_lifter(dropout=0.3)
-        hook = make_hook(estimator)
-        camera, inputs_3d, inputs_2d = make_batch()
-        inputs_2d, _ = hook.augment(inputs_2d, inputs_3d, camera)
-        torch.manual_seed(0)
-        estimator(inputs_2d[passes[0]])
-        if repeats:
-            estimator(inputs_2d[extra])
-        torch.manual_seed(1)
-        for part in passes[1:]:
-            estimator(inputs_2d[part])
-        hook.step()
-        states.append(frozen_state(hook))
-    assert differences(*states) == []
+def test_passes_that_count(passes: list[Any], same_as: list[Any]) -> None:
+    assert differences(states_after(passes), states_after(same_as)) == []
 
 
-def test_missing_part_is_no_prediction() -> None:
-    estimator = make_lifter()
+def test_first_of_several_frames_that_are_lifted_alone_counts() -> None:
+    first, second = lambda x: x[:, 1:2], lambda x: x[:, 2:3]
+    once = states_after([first], frames=3)
+    assert differences(states_after([first, second], frames=3), once) == []
+    assert differences(states_after([second], frames=3), once) != []
+
+
+@pytest.mark.parametrize(
+    ("parts", "warning"),
+    [
+        ([lambda x: x[:8]], "was not seen"),
+        ([lambda x: x[:8], lambda x: x[4:12]], "was not seen"),
+        ([lambda x: x[0::2], lambda x: x[1::2]], "is not .batch"),
+    ],
+    ids=["missing", "overlapping", "every other"],
+)
+def test_parts_that_do_not_make_up_the_batch_are_no_prediction(
+    parts: list[Any], warning: str
+) -> None:
+    with pytest.warns(PoseAugWarning, match="was not seen"):
+        without = states_after([])
+    with pytest.warns(PoseAugWarning, match=warning):
+        assert differences(states_after(parts), without) == []
+
+
+def test_view_with_the_batch_in_another_place_is_the_whole_batch() -> None:
+    estimator = Called(lambda x: x.transpose(0, 1), lambda joints: joints)
     hook = make_hook(estimator)
     camera, inputs_3d, inputs_2d = make_batch()
     inputs_2d, _ = hook.augment(inputs_2d, inputs_3d, camera)
-    estimator(inputs_2d[:8])
+    estimator(inputs_2d.transpose(0, 1))
+    hook.step()
+    assert hook.losses.predictor.isfinite()
+
+
+def test_output_without_dimensions_is_no_prediction() -> None:
+    estimator = Called(lambda x: x, lambda joints: {"loss": joints.mean(), "joints": joints})
+    hook = make_hook(estimator)
+    camera, inputs_3d, inputs_2d = make_batch()
+    inputs_2d, _ = hook.augment(inputs_2d, inputs_3d, camera)
+    estimator(inputs_2d)
     with pytest.warns(PoseAugWarning, match="observe"):
         hook.step()
-    assert hook.losses.predictor.isnan()
 
 
 @pytest.mark.parametrize(
