@@ -26,7 +26,7 @@ from .diagnostics import Diagnostics
 from .errors import PoseAugError, PoseAugWarning
 from .estimator_error import IsolatedError, observed_error
 from .generation import Augmented
-from .isolation import TorchDefaults, own_defaults
+from .isolation import own_defaults
 from .mixing import HostBatch, mixed, mixed_cameras
 from .observation import PredictionObserver
 from .policy import Policy
@@ -488,9 +488,9 @@ class PoseAugHook:
             return
         self._augments_without_update = 0
         trainer, adapter = self._existing_trainer(), self.adapter
-        ask, defaults = None, TorchDefaults.found()
+        ask = None
         try:
-            with torch.enable_grad(), own_defaults(trainer.generator.device):
+            with torch.enable_grad(), own_defaults(trainer.generator.device) as defaults:
                 if pending is None:
                     trainer.update(None, skip=skip)  # the other ranks may have something to learn
                     return

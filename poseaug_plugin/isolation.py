@@ -55,8 +55,8 @@ class TorchDefaults(NamedTuple):
         return cls(torch.get_default_dtype(), torch.empty(0).device)
 
     @contextmanager
-    def used(self) -> Iterator[None]:
-        """Inside, these hold."""
+    def used(self) -> Iterator[TorchDefaults]:
+        """Inside, these hold; gives those that held before."""
         before = TorchDefaults.found()
         # Both are set only where they differ: the one is the whole process's, the other is asked
         # at every call.
@@ -64,18 +64,18 @@ class TorchDefaults(NamedTuple):
             torch.set_default_dtype(self.dtype)
         try:
             with nullcontext() if self.device == before.device else self.device:
-                yield
+                yield before
         finally:
             if self.dtype != before.dtype:
                 torch.set_default_dtype(before.dtype)
 
 
 @contextmanager
-def own_defaults(device: torch.device) -> Iterator[None]:
-    """Torch as it comes, whatever the user has set: float32, no default device, no autocast."""
+def own_defaults(device: torch.device) -> Iterator[TorchDefaults]:
+    """Torch as it comes: float32, no default device, no autocast; gives what the user has set."""
     as_it_comes = TorchDefaults(torch.float32, torch.device("cpu"))
-    with as_it_comes.used(), torch.autocast(device.type, enabled=False):
-        yield
+    with as_it_comes.used() as the_users, torch.autocast(device.type, enabled=False):
+        yield the_users
 
 
 @contextmanager

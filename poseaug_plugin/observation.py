@@ -43,9 +43,9 @@ class PredictionObserver:
     @property
     def prediction(self) -> Tensor | None:
         """What the estimator said to the whole batch; None if that was not seen."""
-        if self._certain is None and self._parts:
-            return self._joined()
-        return self._likely if self._certain is None else self._certain
+        if self._certain is not None:
+            return self._certain
+        return self._joined() if self._parts else self._likely
 
     def _joined(self) -> Tensor | None:
         parts = sorted(self._parts, key=lambda part: part.rows.start)
