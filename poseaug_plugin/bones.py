@@ -24,9 +24,15 @@ class _Tables(NamedTuple):
     error_groups: Tensor  # (error groups, J) joint-weighted means of the released feedback
 
 
-@lru_cache(maxsize=64)
+# A compiled function holds the tables as they are; traced, it would fill them again at every call.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def skeleton_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype) -> _Tables:
     """A skeleton's tables, put on the device once, so that no step builds tensors on the host."""
+    return filled_tables(skeleton, device, dtype)
+
+
+@lru_cache(maxsize=64)
+def filled_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype) -> _Tables:
     # Tables first asked for under inference_mode must still be usable by autograd later.
     with torch.inference_mode(False):
         on_cpu: dict[str, Any] = {"dtype": dtype, "device": "cpu"}  # filled there, then moved

@@ -77,6 +77,9 @@ class PoseAugConfig:
         predictor_learning_rate: Of the hardness predictor.
         decay_learning_rate: Linearly to zero over ``total_updates``.
         max_gradient_norm: Clipping of each of the hook's own networks.
+        compile: Compile the hook's own work with `torch.compile`, and on a GPU record it in CUDA
+            graphs, so that it is launched at once. Pays on a GPU (docs/performance.md); takes a
+            minute at the start.
         total_updates: Optimizer steps of the whole training; needed by ramps, warm-up and decay.
     """
 
@@ -125,7 +128,18 @@ class PoseAugConfig:
     predictor_learning_rate: float = 1e-3
     decay_learning_rate: bool = False
     max_gradient_norm: float = 1.0
+    compile: bool = False
     total_updates: int | None = None
+
+    @property
+    def scheduled(self) -> tuple[str, ...]:
+        """The options in use whose values change over the training."""
+        used = {
+            "bent_hardness": self.bent_weight and len(set(self.bent_hardness)) > 1,
+            "moved_hardness": self.moved_weight and len(set(self.moved_hardness)) > 1,
+            "warmup": self.warmup > 0,
+        }
+        return tuple(name for name, is_used in used.items() if is_used)
 
     def __post_init__(self) -> None:
         check_operations(self.operations)
@@ -246,14 +260,19 @@ def find_config(preset: str | PoseAugConfig, options: dict[str, Any]) -> PoseAug
 
 
 def _check_schedule(config: PoseAugConfig) -> None:
-    timed = {
-        "bent_hardness": config.bent_weight and len(set(config.bent_hardness)) > 1,
-        "moved_hardness": config.moved_weight and len(set(config.moved_hardness)) > 1,
-        "warmup": config.warmup > 0,
-        "decay_learning_rate": config.decay_learning_rate,
-    }
-    if config.learned and any(timed.values()) and not config.total_updates:
+    timed = config.scheduled + ("decay_learning_rate",) * config.decay_learning_rate
+    if config.learned and timed and not config.total_updates:
         raise PoseAugError(
-            f"{', '.join(name for name, used in timed.items() if used)} change over the training: "
-            "pass total_updates=epochs * batches_per_epoch."
+            f"{', '.join(timed)} change over the training: pass "
+            "total_updates=epochs * batches_per_epoch."
+        )
+    if config.compile and config.feedback == "estimator":
+        raise PoseAugError(
+            "compile=True needs feedback='predicted' or 'none': passes through the estimator are "
+            "not the hook's to compile or record."
+        )
+    if config.compile and config.scheduled:
+        raise PoseAugError(
+            f"compile=True needs options that stay as they are: {', '.join(config.scheduled)} "
+            "change over the training."
         )

@@ -16,6 +16,7 @@ from .augmentation import (
 )
 from .camera import in_view, project_points, with_focal_ratio
 from .config import PoseAugConfig
+from .execution import Execution
 from .hardness import HardnessPredictor
 from .isolation import unchanged_buffers
 from .objectives import Generated
@@ -93,7 +94,7 @@ class BatchAugmenter:
         predictor: Predicts how hard a pose is; None where nobody asks.
         skeleton: The tree.
         config: Options.
-        generator: The random stream, on the device of the batches.
+        execution: Does the arithmetic, and has the random stream, on the device of the batches.
         windows: Where windows to augment come from, if not from the batch.
         pictures: (N, J, 2) 2D poses whose places are taken; None leaves that to the policy.
     """
@@ -104,7 +105,7 @@ class BatchAugmenter:
         predictor: HardnessPredictor | None,
         skeleton: Skeleton,
         config: PoseAugConfig,
-        generator: torch.Generator,
+        execution: Execution,
         windows: PoseWindows | None = None,
         pictures: Tensor | None = None,
     ) -> None:
@@ -112,7 +113,7 @@ class BatchAugmenter:
         self.predictor = predictor
         self.skeleton = skeleton
         self.config = config
-        self.generator = generator
+        self.execution, self.generator = execution, execution.generator
         self.windows = windows
         self.pictures = pictures
         self.replaces = config.mix == "replace"
@@ -122,7 +123,7 @@ class BatchAugmenter:
         return round(self.config.share * batch_size) if self.replaces else batch_size
 
     def augment(
-        self, batch: CanonicalBatch, *, keeps_cameras: bool = True, keeps_made: bool = False
+        self, batch: CanonicalBatch, keeps_cameras: bool = True, keeps_made: bool = False
     ) -> Augmented:
         """Replace a share of the batch, or append an augmented copy, as the options say.
 
@@ -132,11 +133,10 @@ class BatchAugmenter:
             keeps_made: Keep the poses for an update in which the policy does not learn.
         """
         size, frames = batch.keypoints.shape[:2]
-        replaces, target = self.replaces, self.target_frame(frames)
         count = self.count_of(size)
         device = batch.joints.device
         order = torch.rand(size, device=device, generator=self.generator).argsort()
-        rows = order[:count] if replaces else torch.arange(size, device=device)
+        rows = order[:count] if self.replaces else torch.arange(size, device=device)
         if self.windows is None:
             poses = CanonicalBatch(*(field[rows] for field in batch))
         else:
@@ -146,27 +146,34 @@ class BatchAugmenter:
         # views, but places are drawn from the poses that are left.)
         with torch.no_grad(), unchanged_buffers(self.policy):
             draft = self.draw(poses, keeps_cameras)
-            made = self.make(draft)
-            valid = batch.usable[rows] & self._valid(
-                made.poses.moved, made.keypoints, made.parameters, made.seen_by
-            )
-            keep = valid[:, None, None, None]
-            moved = matching_frames(made.poses.moved, batch.joints.shape[1], target)
-            joints = torch.where(keep, moved, batch.joints[rows])
-            keypoints = torch.where(keep, made.keypoints, batch.keypoints[rows])
-            if replaces:
-                places = rows
-                joints = batch.joints.index_copy(0, rows, joints)
-                keypoints = batch.keypoints.index_copy(0, rows, keypoints)
-                is_augmented = torch.zeros_like(batch.usable).index_copy(0, rows, valid)
-                usable = batch.usable
-            else:
-                places = rows + size
-                joints = torch.cat([batch.joints, joints])
-                keypoints = torch.cat([batch.keypoints, keypoints])
-                is_augmented = torch.cat([torch.zeros_like(valid), valid])
-                usable = batch.usable.repeat(2)
-            learned_from = evenly_spaced(count, self.config.update_batch, device)
+            return self.execution.compute(self._augmented, batch, rows, draft, keeps_made)
+
+    def _augmented(
+        self, batch: CanonicalBatch, rows: Tensor, draft: Draft, keeps_made: bool
+    ) -> Augmented:
+        size, frames = batch.keypoints.shape[:2]
+        target = self.target_frame(frames)
+        made = self.make(draft)
+        valid = batch.usable[rows] & self._valid(
+            made.poses.moved, made.keypoints, made.parameters, made.seen_by
+        )
+        keep = valid[:, None, None, None]
+        moved = matching_frames(made.poses.moved, batch.joints.shape[1], target)
+        joints = torch.where(keep, moved, batch.joints[rows])
+        keypoints = torch.where(keep, made.keypoints, batch.keypoints[rows])
+        if self.replaces:
+            places = rows
+            joints = batch.joints.index_copy(0, rows, joints)
+            keypoints = batch.keypoints.index_copy(0, rows, keypoints)
+            is_augmented = torch.zeros_like(batch.usable).index_copy(0, rows, valid)
+            usable = batch.usable
+        else:
+            places = rows + size
+            joints = torch.cat([batch.joints, joints])
+            keypoints = torch.cat([batch.keypoints, keypoints])
+            is_augmented = torch.cat([torch.zeros_like(valid), valid])
+            usable = batch.usable.repeat(2)
+        learned_from = evenly_spaced(rows.shape[0], self.config.update_batch, rows.device)
         return Augmented(
             *(joints, keypoints, target, rows, places, valid, made.seen_by),
             *(is_augmented, usable, _samples(draft, learned_from)),

@@ -19,13 +19,25 @@ class GuardedAdam:
         network: What to train.
         learning_rate: Adam's.
         max_gradient_norm: Clipping.
+        recordable: Let a CUDA graph hold the steps: what changes is on the device, the learning
+            rate too.
     """
 
-    def __init__(self, network: nn.Module, learning_rate: float, max_gradient_norm: float) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        learning_rate: float,
+        max_gradient_norm: float,
+        *,
+        recordable: bool = False,
+    ) -> None:
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.learning_rate = learning_rate
         self.max_gradient_norm = max_gradient_norm
-        self.adam = torch.optim.Adam(self.parameters, lr=learning_rate, fused=True)
+        rate: float | Tensor = learning_rate
+        if recordable:
+            rate = torch.tensor(learning_rate, device=self.parameters[0].device)
+        self.adam = torch.optim.Adam(self.parameters, lr=rate, fused=True, capturable=recordable)
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
         """Those of a loss; zeros for parameters that it does not depend on."""
@@ -33,9 +45,15 @@ class GuardedAdam:
             torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
         )
 
-    def step(
-        self, gradients: list[Tensor], usable: Tensor, learning_rate_factor: float = 1.0
-    ) -> Tensor:
+    def set_learning_rate(self, rate: float) -> None:
+        """From now on step at this rate."""
+        for group in self.adam.param_groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
+    def step(self, gradients: list[Tensor], usable: Tensor) -> Tensor:
         """One step, unless a gradient is not finite or ``usable`` (a 0-d bool) is False.
 
         Returns:
@@ -45,8 +63,6 @@ class GuardedAdam:
             parameter.grad = gradient
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm)
         skipped = (~(norm.isfinite() & usable)).to(torch.float32)
-        for group in self.adam.param_groups:
-            group["lr"] = self.learning_rate * learning_rate_factor
         self.adam.found_inf = skipped  # type: ignore[attr-defined]
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
@@ -74,6 +90,8 @@ class GuardedAdam:
         ]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore Adam's state, of which a copy is taken."""
+        """Restore Adam's state, of which a copy is taken; how it is executed stays its own."""
         # torch keeps the very tensors, so that this Adam would go on in somebody else's state.
-        self.adam.load_state_dict(copy.deepcopy(state))
+        moments = copy.deepcopy(state["state"])
+        self.adam.load_state_dict({**self.adam.state_dict(), "state": moments})
+        self.set_learning_rate(float(state["param_groups"][0].get("lr", self.learning_rate)))

@@ -28,6 +28,7 @@ from .estimator_error import IsolatedError, observed_error
 from .generation import Augmented
 from .isolation import own_defaults
 from .mixing import HostBatch, mixed, mixed_cameras
+from .objectives import PolicyLosses
 from .observation import PredictionObserver
 from .policy import Policy
 from .ranks import Ranks
@@ -237,11 +238,7 @@ class PoseAugHook:
         skeleton = trainer.skeleton
         with torch.no_grad(), own_defaults(inputs_3d.device):
             batch = self.adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
-            augmented = trainer.augmenter.augment(
-                batch,
-                keeps_cameras=keeps_cameras or camera is None,
-                keeps_made=not trainer.policy_learns,
-            )
+            augmented = trainer.augment(batch, keeps_cameras or camera is None)
             rows, places = augmented.rows, augmented.places
             clean = HostPoses(inputs_2d.detach()[rows], inputs_3d.detach()[rows])
             made = self.adapter.encode(
@@ -320,7 +317,8 @@ class PoseAugHook:
     @property
     def losses(self) -> Losses:
         """Losses of every network's last update: tensors on the device, nothing waits for them."""
-        return self._existing_trainer().losses
+        policy, *others = self._existing_trainer().losses
+        return Losses(PolicyLosses(*(x.clone() for x in policy)), *(x.clone() for x in others))
 
     def diagnostics(self) -> Diagnostics:
         """Running figures as plain numbers (this syncs the device), with warnings where due."""

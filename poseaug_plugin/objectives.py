@@ -14,9 +14,11 @@ from .camera import project_points
 from .config import PoseAugConfig
 from .curriculum import Ramp
 from .losses import (
+    critic_accuracy,
     dead_zone,
     guessing_error,
     limit_feedback,
+    lsgan_critic_loss,
     lsgan_policy_loss,
     paper_feedback,
     rectified_mean,
@@ -215,6 +217,27 @@ def frame_penalty(generated: Generated, aspect_ratio: float) -> Tensor:
     outside = (x - 1).relu().square() + (y - aspect_ratio).relu().square()
     # Bounded, so that a pose far outside does not drown the others, and never without gradient.
     return weighted_mean(outside / (1 + outside), generated.weights)
+
+
+class CriticFit(NamedTuple):
+    """Loss of a critic and the share of poses that it tells right."""
+
+    loss: Tensor
+    accuracy: Tensor
+
+
+def critic_objective(critic: nn.Module, real: Tensor, fake: Tensor, weights: Tensor) -> CriticFit:
+    """LSGAN loss (PoseAug equations 7 and 8) and accuracy on real and generated poses.
+
+    Args:
+        critic: Scores what is in the other two.
+        real: (B, ...).
+        fake: (B, ...) likewise, detached.
+        weights: (B,) of the real ones.
+    """
+    real_scores, fake_scores = critic(real), critic(fake)
+    accuracy = 0.5 * (critic_accuracy(real_scores, True) + critic_accuracy(fake_scores, False))
+    return CriticFit(lsgan_critic_loss(real_scores, fake_scores, weights), accuracy)
 
 
 class PredictorFit(NamedTuple):

@@ -10,22 +10,26 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .adapters import CanonicalBatch
 from .checkpoint import problems_with
 from .config import PoseAugConfig
 from .curriculum import linear_decay, training_progress
 from .diagnostics import Monitor
 from .discriminators import KeypointDiscriminator, MotionDiscriminator, PartKCSDiscriminator
 from .errors import PoseAugError
-from .generation import Augmented, BatchAugmenter, evenly_spaced
+from .execution import Execution
+from .generation import Augmented, BatchAugmenter, Draft, evenly_spaced
 from .guarded import GuardedAdam
 from .hardness import HardnessPredictor
 from .isolation import saved_buffers, seeded_stream
-from .losses import critic_accuracy, lsgan_critic_loss, weighted_mean
+from .losses import weighted_mean
 from .objectives import (
     ErrorOf,
     Generated,
+    Judged,
     PolicyLosses,
     PredictorFit,
+    critic_objective,
     judged_by,
     policy_objective,
     predictor_objective,
@@ -41,6 +45,23 @@ from .windows import num_motion_features
 _SEEDS_APART = 1_000_003
 
 
+class Turn(NamedTuple):
+    """What an update depends on beside its tensors."""
+
+    policy_learns: bool
+    critics_learn: bool
+    progress: float  # 0 where nothing but the learning rate changes with it
+    stored: tuple[int, ...]  # poses in the critics' pools
+
+
+class Learned(NamedTuple):
+    """What an update finds out before any network changes."""
+
+    lessons: dict[str, Lesson]  # by network, in the order in which they learn
+    losses: dict[str, Any]  # by the names of `Losses`
+    readings: dict[str, Tensor]  # by the names of `Diagnostics`
+
+
 class Losses(NamedTuple):
     """Losses of every network's last update, 0-d tensors on the device; NaN before the first."""
 
@@ -49,10 +70,6 @@ class Losses(NamedTuple):
     critic_2d: Tensor
     critic_motion: Tensor
     predictor: Tensor
-
-    def with_critic(self, name: str, loss: Tensor) -> Losses:
-        """The same with the loss of critic "3d", "2d" or "motion"."""
-        return Losses(**{**self._asdict(), f"critic_{name}": loss})
 
 
 class Critic(NamedTuple):
@@ -99,6 +116,7 @@ class PolicyTrainer:
         # Ranks start alike and draw differently.
         rank = 0 if ranks is None else ranks.rank
         self.generator = torch.Generator(device).manual_seed(seed + _SEEDS_APART * rank)
+        self.execution = Execution(config.compile, self.generator)
         real_3d = _checked(real_poses_3d, "real_poses_3d", (skeleton.num_joints, 3), device)
         real_2d = _checked(real_poses_2d, "real_poses_2d", (skeleton.num_joints, 2), device)
         if config.placement == "real_poses_2d" and real_2d is None:
@@ -133,17 +151,21 @@ class PolicyTrainer:
             self.predictor,
             skeleton,
             config,
-            self.generator,
+            self.execution,
             windows,
             real_2d if config.placement == "real_poses_2d" else None,
         )
         self.losses = _no_losses(device)
-        self._readings: dict[str, Tensor] = {}
         if ranks is not None:
             ranks.same_start(self._modules())
 
     def _adam(self, network: nn.Module, learning_rate: float) -> GuardedAdam:
-        return GuardedAdam(network, learning_rate, self.config.max_gradient_norm)
+        return GuardedAdam(
+            network,
+            learning_rate,
+            self.config.max_gradient_norm,
+            recordable=self.execution.records,
+        )
 
     def _critic(
         self, name: str, network: nn.Module, shape: tuple[int, ...], real: Tensor | None = None
@@ -169,7 +191,13 @@ class PolicyTrainer:
         due = (self.num_updates + 1) % self.config.policy_interval == 0
         return due and self._policy_adam is not None
 
-    # -- learning --------------------------------------------------------------------------------
+    # -- augmenting and learning -----------------------------------------------------------------
+
+    def augment(self, batch: CanonicalBatch, keeps_cameras: bool = True) -> Augmented:
+        """What the `augmenter` makes of a batch, with what the next update needs of it."""
+        return self.execution.run(
+            self.augmenter.augment, batch, keeps_cameras, not self.policy_learns
+        )
 
     def update(
         self,
@@ -181,41 +209,104 @@ class PolicyTrainer:
         """One update of everything: policy first, then critics on detached fakes, then predictor.
 
         Args:
-            augmented: What the `augmenter` made; None where this rank has nothing and the others
-                may have something.
+            augmented: What `augment` made; None where this rank has nothing and the others may have
+                something.
             observed: (N,) errors in metres of the user's own forward pass on that batch, if known.
             estimator_error: The estimator itself, for ``feedback="estimator"``.
             skip: Not zero where the user's own step is being undone on the device: then no network
                 changes either.
         """
-        self._readings = {}
-        lessons = {name: self._nothing_for(adam) for name, adam in self._learning().items()}
-        own, generated = {}, None
+        learned = None
         if augmented is not None:
-            generated = self.augmenter.generate(
-                augmented.draft, None if self.policy_learns else augmented.made
+            learned = self.execution.run(
+                *(self._learn, augmented, observed, estimator_error, self._turn())
             )
-            own = self._lessons(augmented, generated, observed, estimator_error)
-            lessons.update(own)
-        if self.ranks is not None and lessons:
+            self.losses = self.losses._replace(**learned.losses)
+        own = {} if learned is None else learned.lessons
+        lessons = own
+        if self.ranks is not None and self._learning():
+            # The same networks on every rank, whoever has something for them.
+            lessons = {name: self._nothing_for(adam) for name, adam in self._learning().items()}
+            lessons |= own
             averaged = self.ranks.average(list(lessons.values()), self._moving_buffers())
             lessons = dict(zip(lessons, averaged, strict=True))
         rate = linear_decay(self.progress) if self.config.decay_learning_rate else 1.0
+        for name, adam in self._adams().items():
+            adam.set_learning_rate(adam.learning_rate * (rate if name != "predictor" else 1.0))
+        self.execution.run(
+            *(self._apply, lessons, tuple(own), skip, None if learned is None else learned.readings)
+        )
+        self.num_updates += 1
+
+    def _turn(self) -> Turn:
+        return Turn(
+            self.policy_learns,
+            self._critics_learn,
+            self.progress if self.config.scheduled else 0.0,
+            tuple(len(critic.pool) for critic in self.critics),
+        )
+
+    def _learn(
+        self,
+        augmented: Augmented,
+        observed: Tensor | None,
+        estimator_error: ErrorOf | None,
+        turn: Turn,
+    ) -> Learned:
+        """Gradients for every network that has something to learn from this batch, in order."""
+        compute = self.execution.compute
+        lessons: dict[str, Lesson] = {}
+        losses: dict[str, Any] = {}
+        readings: dict[str, Tensor] = {}
+        poses = augmented.draft.poses
+        weight = poses.usable.to(poses.joints.dtype).sum()
+        if turn.policy_learns:
+            assert self._policy_adam is not None
+            generated, terms = compute(
+                self._policy_losses, augmented.draft, estimator_error, turn.progress
+            )
+            lessons["policy"] = Lesson(self._policy_adam.gradients(terms.total), weight)
+            losses["policy"] = PolicyLosses(*(x.detach() for x in terms))
+        else:
+            generated = compute(self.augmenter.generate, augmented.draft, augmented.made)
+        if turn.critics_learn:
+            for critic in self._critics_of(generated):
+                told = compute(critic_objective, critic.network, *self._compared(critic, generated))
+                name = f"critic_{critic.name}"
+                lessons[name] = Lesson(critic.adam.gradients(told.loss), weight)
+                losses[name] = told.loss.detach()
+                readings[f"accuracy_{critic.name}"] = told.accuracy
+        if observed is not None:
+            readings |= compute(self._hardness_readings, augmented, observed)
+        if observed is not None and self.predictor is not None:
+            fit = compute(self._predictor_fit, augmented, observed)
+            lessons["predictor"] = Lesson(self._predictor_adam.gradients(fit.loss), weight)
+            losses["predictor"] = fit.loss.detach()
+            readings["predictor_r_squared"] = fit.r_squared
+        with torch.no_grad():
+            readings |= compute(self._augmentation_readings, augmented, generated)
+        return Learned(lessons, losses, readings)
+
+    def _apply(
+        self,
+        lessons: dict[str, Lesson],
+        own: tuple[str, ...],
+        skip: Tensor | None,
+        readings: dict[str, Tensor] | None,
+    ) -> None:
+        """Every network's step, and the monitor's of this rank's ``own`` lessons."""
         skipped, adams = [], self._adams()
         for name, (gradients, weight) in lessons.items():
             may_learn = weight > 0 if skip is None else (weight > 0) & (skip == 0)
-            its_rate = rate if name != "predictor" else 1.0
-            left_out = adams[name].step(gradients, may_learn, its_rate)
+            left_out = adams[name].step(gradients, may_learn)
             if name in own:
                 skipped.append(left_out)
-        if augmented is not None and generated is not None:
-            self._record(augmented, generated, skipped, self._readings)
-        self.num_updates += 1
+        if readings is not None:
+            none = torch.zeros((), device=self.generator.device)
+            self.monitor.record(skipped=sum(skipped, none), **readings)
 
     def _learning(self) -> dict[str, GuardedAdam]:
         """The networks that learn in this update, in order, the same ones on every rank."""
-        if self.ranks is None:
-            return {}  # `_lessons` alone says which
         return {
             name: adam
             for name, adam in self._adams().items()
@@ -236,55 +327,29 @@ class PolicyTrainer:
         """What changes without a gradient: the released policy's batch statistics."""
         return [b for b in saved_buffers(self.policy) if b.is_floating_point()]
 
-    def _lessons(
-        self,
-        augmented: Augmented,
-        generated: Generated,
-        observed: Tensor | None,
-        estimator_error: ErrorOf | None,
-    ) -> dict[str, Lesson]:
-        """Gradients for every network that has something to learn from this batch, in order."""
-        weight = generated.weights.sum()
-        lessons = {}
-        if self.policy_learns:
-            assert self._policy_adam is not None
-            losses = self._policy_losses(generated, estimator_error)
-            lessons["policy"] = Lesson(self._policy_adam.gradients(losses.total), weight)
-            self.losses = self.losses._replace(policy=PolicyLosses(*(x.detach() for x in losses)))
-        if self._critics_learn:
-            for critic in self._critics_of(generated):
-                loss, accuracy = self._critic_loss(critic, generated)
-                name = f"critic_{critic.name}"
-                lessons[name] = Lesson(critic.adam.gradients(loss), weight)
-                self.losses = self.losses.with_critic(critic.name, loss.detach())
-                self._readings[f"accuracy_{critic.name}"] = accuracy
-        if observed is not None:
-            self._readings["hardness_ratio"] = hardness_ratio(observed, augmented)
-            guessing = guessing_ratio(observed, augmented, self.skeleton)
-            self._readings["guessing_ratio"] = guessing
-        if observed is not None and self.predictor is not None:
-            fit = self._fit_predictor(augmented, observed)
-            lessons["predictor"] = Lesson(self._predictor_adam.gradients(fit.loss), weight)
-            self.losses = self.losses._replace(predictor=fit.loss.detach())
-            self._readings["predictor_r_squared"] = fit.r_squared
-        return lessons
-
-    def _policy_losses(self, generated: Generated, estimator_error: ErrorOf | None) -> PolicyLosses:
+    def _policy_losses(
+        self, draft: Draft, estimator_error: ErrorOf | None, progress: float
+    ) -> tuple[Generated, PolicyLosses]:
+        generated = self.augmenter.generate(draft)
         error_of = self._predicted_error if self.config.feedback == "predicted" else estimator_error
         critics = {critic.name: critic.network for critic in self._critics_of(generated)}
-        return policy_objective(
+        losses = policy_objective(
             generated,
             critics["3d"],
             critics["2d"],
             error_of,
             self.config,
             self.skeleton,
-            self.progress,
+            progress,
             self.policy.entropy(),
             critics.get("motion"),
         )
+        return generated, losses
 
-    def _fit_predictor(self, augmented: Augmented, observed: Tensor) -> PredictorFit:
+    def _predicted_error(self, keypoints: Tensor, joints: Tensor) -> Tensor:
+        return self.augmenter.predict(keypoints, joints).exp().unsqueeze(-1)
+
+    def _predictor_fit(self, augmented: Augmented, observed: Tensor) -> PredictorFit:
         keypoints, joints, usable = augmented.keypoints, augmented.joints, augmented.usable
         rows = evenly_spaced(observed.shape[0], self.config.update_batch, observed.device)
         if rows is not None:
@@ -294,49 +359,49 @@ class PolicyTrainer:
         predicted = self.augmenter.predict(keypoints, joints)
         return predictor_objective(predicted, observed, usable.to(observed.dtype))
 
-    def _predicted_error(self, keypoints: Tensor, joints: Tensor) -> Tensor:
-        return self.augmenter.predict(keypoints, joints).exp().unsqueeze(-1)
-
-    def _critic_loss(self, critic: Critic, generated: Generated) -> tuple[Tensor, Tensor]:
-        """Loss and accuracy on detached poses."""
-        judged = judged_by(critic.name, generated, self.skeleton)
-        real, weights = judged.real, generated.weights
+    @torch.no_grad()
+    def _compared(self, critic: Critic, generated: Generated) -> tuple[Tensor, Tensor, Tensor]:
+        """Real poses, generated ones with older ones among them, and the real ones' weights."""
+        real, fake = self.execution.compute(self._judged, critic.name, generated)
+        weights = generated.weights
         if critic.real is not None:
             real = critic.real[self._random_rows(critic.real.shape[0], real.shape[0])]
             weights = torch.ones_like(weights)
-        fakes = critic.pool.exchange(_finite(judged.fake), self.generator)
-        real_scores, fake_scores = critic.network(real), critic.network(fakes)
-        accuracy = 0.5 * (critic_accuracy(real_scores, True) + critic_accuracy(fake_scores, False))
-        return lsgan_critic_loss(real_scores, fake_scores, weights), accuracy
+        return real, critic.pool.exchange(fake, self.generator), weights
+
+    def _judged(self, critic: str, generated: Generated) -> Judged:
+        """With zeros in place of a pose that is not finite, so that no pool ever holds one."""
+        real, fake = judged_by(critic, generated, self.skeleton)
+        finite = fake.isfinite().flatten(1).all(1)
+        return Judged(real, torch.where(finite.reshape(-1, *[1] * (fake.dim() - 1)), fake, 0.0))
 
     def _random_rows(self, available: int, count: int) -> Tensor:
         return torch.randint(
             available, (count,), device=self.generator.device, generator=self.generator
         )
 
-    @torch.no_grad()
-    def _record(
-        self,
-        augmented: Augmented,
-        generated: Generated,
-        skipped: list[Tensor],
-        readings: dict[str, Tensor],
-    ) -> None:
+    def _hardness_readings(self, augmented: Augmented, observed: Tensor) -> dict[str, Tensor]:
+        return {
+            "hardness_ratio": hardness_ratio(observed, augmented),
+            "guessing_ratio": guessing_ratio(observed, augmented, self.skeleton),
+        }
+
+    def _augmentation_readings(
+        self, augmented: Augmented, generated: Generated
+    ) -> dict[str, Tensor]:
         turned = generated.bone_angle_change
         spread, before = (
             generated.judged(k).std(0).mean()
             for k in (generated.keypoints, generated.clean_keypoints)
         )
         in_batch = augmented.usable[augmented.places].to(turned.dtype)
-        self.monitor.record(
-            unusable=(~augmented.usable).sum(),
-            skipped=sum(skipped, torch.zeros_like(spread)),
-            kept_share=weighted_mean(augmented.valid.to(turned.dtype), in_batch),
-            angle_change=weighted_mean(turned, generated.weights),
-            length_change=generated.parameters.bone_length_ratio.abs().mean(),
-            diversity=spread / before.clamp(min=1e-6),
-            **readings,
-        )
+        return {
+            "unusable": (~augmented.usable).sum(),
+            "kept_share": weighted_mean(augmented.valid.to(turned.dtype), in_batch),
+            "angle_change": weighted_mean(turned, generated.weights),
+            "length_change": generated.parameters.bone_length_ratio.abs().mean(),
+            "diversity": spread / before.clamp(min=1e-6),
+        }
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -379,6 +444,7 @@ class PolicyTrainer:
         problems = problems_with(state, self._modules(), self._adams())
         if problems:
             raise PoseAugError(f"{'; '.join(problems)}.")
+        self.execution.forget()  # Adam's moments will be other tensors
         self._modules().load_state_dict(state["modules"])
         for name, adam in self._adams().items():
             adam.load_state_dict(state["optimizers"][name])
@@ -431,9 +497,3 @@ def _checked(
     if not poses.isfinite().all():
         raise PoseAugError(f"{name} must be finite, got NaN or Inf; drop those poses.")
     return poses.detach().to(device, torch.float32)
-
-
-def _finite(poses: Tensor) -> Tensor:
-    """Zeros in place of a pose that is not finite, so that no pool ever holds one."""
-    finite = poses.detach().isfinite().flatten(1).all(1)
-    return torch.where(finite.reshape(-1, *[1] * (poses.dim() - 1)), poses.detach(), 0.0)

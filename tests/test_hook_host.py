@@ -54,7 +54,7 @@ from poseaug_plugin import (
     root_relative,
 )
 from poseaug_plugin.augmentation import bone_angle_change
-from poseaug_plugin.bones import skeleton_tables
+from poseaug_plugin.bones import filled_tables
 from poseaug_plugin.config import find_config
 from poseaug_plugin.generation import evenly_spaced
 from poseaug_plugin.hardness import HardnessPredictor
@@ -259,7 +259,7 @@ def test_default_device_of_the_host_changes_nothing(hook: str, default_device: A
     for device in ("cpu", "meta"):
         estimator = make_lifter(dropout=0.0, frames=3)
         optimizer = adam(estimator)
-        skeleton_tables.cache_clear()
+        filled_tables.cache_clear()
         with default_device(device):
             source = PoseSource(sequences, cameras)
             attached = make_hook(estimator, source=source, **HOOKS[hook])
@@ -268,7 +268,7 @@ def test_default_device_of_the_host_changes_nothing(hook: str, default_device: A
                 optimizer.zero_grad()
                 (estimator(outputs[0]) - outputs[1]).square().mean().backward()
                 optimizer.step()
-            skeleton_tables.cache_clear()
+            filled_tables.cache_clear()
             assert attached.check_batch(*outputs)
             assert torch.empty(0).device.type == device
         assert attached.diagnostics().updates == 2

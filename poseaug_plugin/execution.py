@@ -1,0 +1,137 @@
+"""How the hook's own work is done: as it is written, or compiled and, on a GPU, replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+Result = TypeVar("Result")
+
+_WARM_UP = 3  # calls of a kind before it is recorded: what they make once is made by then
+_MOST_RECORDINGS = 8  # each keeps its memory; batches of ever other sizes go on without
+
+
+class _Recording(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    outputs: Any
+
+
+class Execution:
+    """Does the hook's own work.
+
+    Compiled, the arithmetic becomes few kernels. On a GPU all kernels of a piece of work are then
+    recorded in a CUDA graph and launched at once, since launching them costs more than they do.
+
+    Args:
+        compiles: Compile and record.
+        generator: The random stream, on the device of the work.
+    """
+
+    def __init__(self, compiles: bool, generator: torch.Generator) -> None:
+        self.compiles = compiles
+        self.records = compiles and generator.device.type == "cuda"
+        self.generator = generator
+        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all recordings, because memory that they work on is no longer the one in use."""
+        self._calls: dict[Hashable, int] = {}
+        self._recordings: dict[Hashable, _Recording] = {}
+
+    def compute(self, method: Callable[..., Result], *arguments: Any) -> Result:  # noqa: ANN401
+        """``method(*arguments)``, compiled: arithmetic that draws nothing and keeps nothing.
+
+        Args:
+            method: A function or bound method; numbers and flags of its object that it reads must
+                not change.
+            arguments: Tensors and what holds them, modules, and values that seldom change.
+        """
+        if not self.compiles:
+            return method(*arguments)
+        function, its_object = (
+            getattr(method, "__func__", method),
+            getattr(method, "__self__", None),
+        )
+        if function not in self._compiled:
+            self._compiled[function] = torch.compile(function, dynamic=False)
+        itself = () if its_object is None else (its_object,)
+        return self._compiled[function](*itself, *arguments)
+
+    def run(self, method: Callable[..., Result], *arguments: Any) -> Result:  # noqa: ANN401
+        """``method(*arguments)``, recorded and replayed: work that stays on the device.
+
+        Args:
+            method: May change tensors in place and draw from the generator. Whatever else its work
+                depends on must be among the arguments; what it changes in Python changes once.
+            arguments: Tensors and what holds them, and values that seldom change.
+
+        Returns:
+            Its result, in memory that the next call writes again.
+        """
+        if not self.records or torch.cuda.is_current_stream_capturing():
+            return method(*arguments)
+        kind = method.__name__, _kind_of(arguments)
+        if kind not in self._recordings:
+            calls = self._calls[kind] = self._calls.get(kind, 0) + 1
+            if calls <= _WARM_UP or len(self._recordings) == _MOST_RECORDINGS:
+                return method(*arguments)
+            self._recordings[kind] = self._record(method, arguments)
+        recording = self._recordings[kind]
+        for own, given in zip(recording.inputs, _tensors_in(arguments), strict=True):
+            if own is not given:
+                own.copy_(given)
+        recording.graph.replay()
+        return recording.outputs
+
+    def _record(self, method: Callable[..., Any], arguments: tuple[Any, ...]) -> _Recording:
+        # What another recording puts out stays where it is, so that it need not be copied.
+        kept = {id(x) for r in self._recordings.values() for x in _tensors_in(r.outputs)}
+        inputs = [x if id(x) in kept else x.clone() for x in _tensors_in(arguments)]
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        # Only this thread's calls: the user's others may be loading batches meanwhile.
+        with (
+            torch.cuda.device(self.generator.device),
+            torch.cuda.graph(graph, capture_error_mode="thread_local"),
+        ):
+            outputs = method(*_with_tensors(arguments, iter(inputs)))
+        return _Recording(graph, inputs, outputs)
+
+
+def _kind_of(values: Any) -> Hashable:  # noqa: ANN401
+    """The values with every tensor's shape and type in its place."""
+    if isinstance(values, Tensor):
+        return values.shape, values.dtype
+    if isinstance(values, dict):
+        return tuple((name, _kind_of(value)) for name, value in values.items())
+    if isinstance(values, (tuple, list)):
+        return tuple(_kind_of(value) for value in values)
+    return values
+
+
+def _tensors_in(values: Any) -> Iterator[Tensor]:  # noqa: ANN401
+    """Every tensor of nested tuples, lists and dictionaries, in order."""
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, dict):
+        yield from _tensors_in(tuple(values.values()))
+    elif isinstance(values, (tuple, list)):
+        for value in values:
+            yield from _tensors_in(value)
+
+
+def _with_tensors(values: Any, tensors: Iterator[Tensor]) -> Any:  # noqa: ANN401
+    """The same values with other tensors in their places."""
+    if isinstance(values, Tensor):
+        return next(tensors)
+    if isinstance(values, dict):
+        return {name: _with_tensors(value, tensors) for name, value in values.items()}
+    if isinstance(values, (tuple, list)):
+        replaced = [_with_tensors(value, tensors) for value in values]
+        return type(values)(*replaced) if hasattr(values, "_fields") else type(values)(replaced)
+    return values
