@@ -68,6 +68,10 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "random augmentation": (1, {"preset": "random"}),
     "feedback through the estimator": (1, {"feedback": "estimator"}),
 }
+COMPILED: dict[str, tuple[int, dict[str, Any]]] = {
+    "replace, compiled": (1, {"compile": True}),
+    "append, compiled, over 2B": (2, {"mix": "append", "compile": True}),
+}
 SECTIONS = ("steps", "memory", "batches", "windows", "communication", "operators", "shared")
 Row = dict[str, Any]
 
@@ -121,10 +125,17 @@ class Step:
                 **options,
             )
 
-    def seconds(self) -> float:
-        """Time one whole step."""
+    def seconds(self, steps: int = 1) -> float:
+        """Time of a step, on average over so many; a GPU is waited for after the last."""
         self._wait()
         started = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        self._wait()
+        return (time.perf_counter() - started) / steps
+
+    def step(self) -> None:
+        """One whole step."""
         inputs_2d, inputs_3d, cameras = self.batch
         if self.hook is not None:
             inputs_2d, inputs_3d = self.hook.augment(inputs_2d, inputs_3d, cameras)
@@ -132,8 +143,6 @@ class Step:
         self.optimizer.zero_grad()
         metrics.mpjpe(self.estimator(inputs_2d), target - target[:, :, :1]).backward()
         self.optimizer.step()
-        self._wait()
-        return time.perf_counter() - started
 
     def _wait(self) -> None:
         if self.batch[0].is_cuda:
@@ -154,14 +163,15 @@ def ratio(hooked: list[float], plain: list[float]) -> Row:
 
 
 def alternate(steps: list[Step], repeats: int) -> list[list[float]]:
-    """Times of each step, taken in turn; means of two, in which critics learn once."""
+    """Times of each step, taken in turn.
 
-    def seconds(step: Step) -> float:
-        return (step.seconds() + step.seconds()) / 2
-
+    Means of an even number, since critics learn at every second step; on a GPU of so many that
+    waiting for it, which no training loop does, does not count.
+    """
+    on_gpu = steps[0].batch[0].is_cuda
     for step in steps:
-        seconds(step)
-    times = [[seconds(step) for step in steps] for _ in range(repeats)]
+        step.seconds(40 if on_gpu else 2)  # until the critics' pools are full and all is recorded
+    times = [[step.seconds(20 if on_gpu else 2) for step in steps] for _ in range(repeats)]
     return [list(column) for column in zip(*times, strict=True)]
 
 
@@ -170,15 +180,16 @@ def measure_steps(name: str, make: Callable[[], nn.Module], arguments: Any) -> l
     batch, device = arguments.batch, arguments.device
     single, double = (poses(n * batch, FRAMES.get(name, 1), device) for n in (1, 2))
     rows = []
-    for case, (times, options) in CASES.items():
+    cases = CASES | COMPILED if device.startswith("cuda") else CASES
+    for case, (times, options) in cases.items():
         plain = Step(make, single, None)
         steps = [plain, Step(make, single, options)]
         if times == 2:
             steps.append(Step(make, double, None))
         columns = alternate(steps, arguments.repeats)
-        row = {"section": "steps", "estimator": name, "case": case, "batch": batch}
+        row = {"section": "steps", "estimator": name, "case": case, "samples": times * batch}
         rows.append(row | ratio(columns[1], columns[times - 1 if times == 1 else 2]))
-        if times == 2 and name in RELEASED_ITERATION:
+        if options == {"mix": "append"} and name in RELEASED_ITERATION and device == "cpu":
             own = ratio(columns[1], columns[0])["ratio"]
             rows.append(
                 {"section": "released", "estimator": name, "case": "released / append"}
@@ -188,25 +199,22 @@ def measure_steps(name: str, make: Callable[[], nn.Module], arguments: Any) -> l
 
 
 def peak_memory(name: str, kind: str, arguments: Any) -> float:
-    """MiB that three steps of ``kind`` ("plain" on 2B, or "append") take at most.
+    """MiB that steps of ``kind`` ("plain" on 2B, or a case that appends) take at most.
 
-    On a CPU what the process grows by while it steps, in a process of its own.
+    On a GPU what is reserved there; on a CPU what the process, one of its own, grows by.
     """
     make = (SMALL if arguments.smoke else ESTIMATORS)[name]
-    times, options = (2, None) if kind == "plain" else (1, {"mix": "append"})
+    times, options = (2, None) if kind == "plain" else (1, (CASES | COMPILED)[kind][1])
     batch = poses(times * arguments.batch, FRAMES.get(name, 1), arguments.device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if batch[0].is_cuda:
-        torch.cuda.reset_peak_memory_stats()
     step = Step(make, batch, options)
-    for _ in range(3):
-        step.seconds()
+    step.seconds(40 if batch[0].is_cuda else 3)
     if batch[0].is_cuda:
-        return torch.cuda.max_memory_allocated() / 2**20
+        return torch.cuda.max_memory_reserved() / 2**20
     return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, 1) / 2**10
 
 
-def measure_memory(name: str, arguments: Any) -> Row:
+def measure_memory(name: str, arguments: Any) -> list[Row]:
     """Append against the plain step on 2B."""
 
     def of(kind: str) -> float:
@@ -215,9 +223,13 @@ def measure_memory(name: str, arguments: Any) -> Row:
         command += ["--smoke"] * arguments.smoke
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    plain, hooked = of("plain"), of("append")
-    row = {"section": "memory", "estimator": name, "case": "append, over 2B"}
-    return row | {"ratio": hooked / plain, "plain_mib": plain, "hooked_mib": hooked}
+    cases = CASES | COMPILED if arguments.device.startswith("cuda") else CASES
+    plain, rows = of("plain"), []
+    for case, (times, _) in cases.items():
+        if times == 2:
+            row = {"section": "memory", "estimator": name, "case": case, "plain_mib": plain}
+            rows.append(row | {"ratio": (hooked := of(case)) / plain, "hooked_mib": hooked})
+    return rows
 
 
 def measure_shared(name: str, make: Callable[[], nn.Module], arguments: Any) -> Row:
@@ -299,10 +311,9 @@ def count_operators(name: str, make: Callable[[], nn.Module], arguments: Any) ->
 
     def operators(options: dict[str, Any] | None) -> float:
         step = Step(make, batch, options)
-        for _ in range(4):
-            step.seconds()
+        step.seconds(4)
         with OperatorCount() as count:
-            step.seconds(), step.seconds()
+            step.seconds(2)
         return count.total / 2
 
     plain = operators(None)
@@ -366,9 +377,7 @@ def main() -> None:
     work: list[Callable[[], list[Row]]] = []
     # First, because Linux hands a process's peak on to its children.
     if "memory" in arguments.sections:
-        work += [
-            lambda name=name: [measure_memory(name, arguments)] for name in arguments.estimators
-        ]
+        work += [lambda name=name: measure_memory(name, arguments) for name in arguments.estimators]
     for name in arguments.estimators:
         make = (SMALL if arguments.smoke else ESTIMATORS)[name]
         if "steps" in arguments.sections:

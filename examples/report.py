@@ -217,6 +217,8 @@ def format_steps(rows: list[Result]) -> str:
     tables = [f"{machine['device']}, batch {machine['batch']}, torch {machine['torch']}."]
     if of("steps"):
         tables.append(_step_ratios(of("steps"), of("memory"), of("released")))
+    if of("steps") and "CPU" not in machine["device"]:
+        tables.append(_samples_per_second(of("steps")))
     if of("communication"):
         head = "all-reduced per step and rank, MiB", "the hook's, with critics / without"
         cells = [
@@ -252,14 +254,13 @@ def format_steps(rows: list[Result]) -> str:
 def _step_ratios(steps: list[Result], memory: list[Result], released: list[Result]) -> str:
     """The hooked step over the plain one, and beside it what is known of memory and `released`."""
     cases = list(dict.fromkeys(r["case"] for r in steps))
-    beside = {
-        title: {r["estimator"]: r["ratio"] for r in found}
-        for title, found in (
-            ("peak memory of append, over 2B", memory),
-            ("released iteration / append", released),
-        )
-        if found
-    }
+    beside = {}
+    for case in dict.fromkeys(r["case"] for r in memory):
+        beside[f"peak memory of {case}"] = {
+            r["estimator"]: r["ratio"] for r in memory if r["case"] == case
+        }
+    if released:
+        beside["released iteration / append"] = {r["estimator"]: r["ratio"] for r in released}
     lines = []
     for name in dict.fromkeys(r["estimator"] for r in steps):
         found = {r["case"]: r for r in steps if r["estimator"] == name}
@@ -270,6 +271,21 @@ def _step_ratios(steps: list[Result], memory: list[Result], released: list[Resul
         cells += [f"{ratios[name]:.2f}" if name in ratios else "" for ratios in beside.values()]
         lines.append([name, *cells])
     return _table(["hooked step / plain step (quartiles)", *cases, *beside], lines)
+
+
+def _samples_per_second(steps: list[Result]) -> str:
+    """Thousands of samples that the estimator learns from, augmented ones included."""
+    cases = list(dict.fromkeys(r["case"] for r in steps))
+    lines = []
+    for name in dict.fromkeys(r["estimator"] for r in steps):
+        found = {r["case"]: r for r in steps if r["estimator"] == name}
+        cells = [
+            f"{found[c]['samples'] / found[c]['plain_ms']:.0f} / "
+            f"{found[c]['samples'] / found[c]['hooked_ms']:.0f}"
+            for c in cases
+        ]
+        lines.append([name, *cells])
+    return _table(["thousand samples/s, plain / hooked", *cases], lines)
 
 
 def format_generalisation_compact(results: list[Result]) -> str:

@@ -33,6 +33,7 @@ def skeleton_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype
 
 @lru_cache(maxsize=64)
 def filled_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype) -> _Tables:
+    """Make them; `skeleton_tables` is what asks."""
     # Tables first asked for under inference_mode must still be usable by autograd later.
     with torch.inference_mode(False):
         on_cpu: dict[str, Any] = {"dtype": dtype, "device": "cpu"}  # filled there, then moved

@@ -60,7 +60,7 @@ class GuardedAdam:
             1 where the step was left out, else 0: a 0-d tensor on the device.
         """
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = _laid_out_like(parameter, gradient)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm)
         skipped = (~(norm.isfinite() & usable)).to(torch.float32)
         self.adam.found_inf = skipped  # type: ignore[attr-defined]
@@ -95,3 +95,11 @@ class GuardedAdam:
         moments = copy.deepcopy(state["state"])
         self.adam.load_state_dict({**self.adam.state_dict(), "state": moments})
         self.set_learning_rate(float(state["param_groups"][0].get("lr", self.learning_rate)))
+
+
+def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    # Fused Adam walks through memory: on a CPU it takes a transposed gradient, as batched matrix
+    # products have, for another one without a word; on a GPU it refuses it.
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)

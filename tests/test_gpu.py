@@ -1,0 +1,245 @@
+"""On a GPU: recorded work does what unrecorded work does; the user's things stay as they are."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from loops import SMALL, Batch, differences, frozen_state, make_hook, make_lifter, stream, train
+
+from poseaug_plugin import PoseAugHook, PoseSource
+from poseaug_plugin.isolation import seeded_stream
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+# Until the small pools are full and every kind of update was seen often enough to be recorded.
+ENOUGH = 28
+
+CASES: dict[str, dict[str, Any]] = {
+    "replace": {},
+    "append": {"mix": "append"},
+    "in turn": {"policy_interval": 2},
+    "random": {"preset": "random"},
+    "no feedback": {"feedback": "none"},
+    "decay": {"decay_learning_rate": True, "total_updates": 40},
+    "update batch": {"mix": "append", "update_batch": 8},
+    "released network": {"start": "released"},
+}
+
+
+@pytest.fixture
+def without_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Record the work as it is written, since compiled arithmetic rounds otherwise."""
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+
+
+def on_gpu(batches: list[Batch]) -> list[Batch]:
+    return [Batch(*(t.cuda() for t in batch)) for batch in batches]
+
+
+def trained(
+    count: int, frames: int = 1, **options: Any
+) -> tuple[PoseAugHook, torch.nn.Module, torch.optim.Optimizer]:
+    estimator = make_lifter(frames=frames, dropout=0.0).cuda()
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-3)
+    hook = make_hook(estimator, **options)
+    train(hook, estimator, optimizer, on_gpu(stream(count, frames=frames)))
+    return hook, estimator, optimizer
+
+
+def recordings(hook: PoseAugHook) -> list[str]:
+    return sorted(kind[0] for kind in hook._trainer.execution._recordings)  # type: ignore
+
+
+def close(first: Any, second: Any) -> bool:
+    """Whether two states of training agree but for rounding."""
+    first, second = ({**s["training"]["modules"]} for s in (first, second))
+    tensors = [k for k, v in first.items() if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    return bool(tensors) and all(
+        torch.allclose(first[k], second[k], rtol=1e-3, atol=1e-4) for k in tensors
+    )
+
+
+@pytest.mark.usefixtures("without_compiler")
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("case", CASES)
+def test_recorded_steps_do_what_written_ones_do(case: str, frames: int) -> None:
+    written, first, _ = trained(ENOUGH, frames, **CASES[case])
+    recorded, second, _ = trained(ENOUGH, frames, **CASES[case], compile=True)
+    assert recordings(written) == []
+    assert {"augment", "_learn", "_apply"} <= set(recordings(recorded))
+    assert close(frozen_state(written), frozen_state(recorded))
+    assert all(
+        torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+        for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    assert written.diagnostics().updates == recorded.diagnostics().updates == ENOUGH
+    assert recorded.diagnostics().skipped_steps == 0
+    assert torch.allclose(
+        torch.stack(list(written.losses.policy)),
+        torch.stack(list(recorded.losses.policy)),
+        *(1e-3, 1e-3),
+        equal_nan=True,
+    )
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_recorded_steps_draw_new_poses_each_time() -> None:
+    hook, *_ = trained(ENOUGH, compile=True)
+    camera, inputs_3d, inputs_2d = on_gpu(stream(1))[0]
+    first, second = (hook.augment(inputs_2d, inputs_3d, camera) for _ in range(2))
+    assert not torch.equal(first.inputs_3d, second.inputs_3d)
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_batches_that_were_returned_are_the_users() -> None:
+    hook, *_ = trained(ENOUGH, compile=True)
+    camera, inputs_3d, inputs_2d = on_gpu(stream(1))[0]
+    first = hook.augment(inputs_2d, inputs_3d, camera)
+    before = deepcopy(first)
+    hook.augment(inputs_2d, inputs_3d, camera)
+    assert differences(tuple(before), tuple(first)) == []
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_losses_that_were_read_do_not_change() -> None:
+    hook, estimator, optimizer = trained(ENOUGH, compile=True)
+    losses = hook.losses
+    before = deepcopy(losses)
+    train(hook, estimator, optimizer, on_gpu(stream(2, seed=1)))
+    assert differences(tuple(before), tuple(losses)) == []
+    assert differences(tuple(before), tuple(hook.losses)) != []
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_other_batch_sizes_go_on_beside_the_recorded_one() -> None:
+    hook, estimator, optimizer = trained(ENOUGH, compile=True)
+    known = recordings(hook)
+    train(hook, estimator, optimizer, on_gpu(stream(1, size=9)))
+    train(hook, estimator, optimizer, on_gpu(stream(2)))
+    assert recordings(hook) == known
+    assert hook.diagnostics().updates == ENOUGH + 3
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_recorded_training_goes_on_from_a_checkpoint() -> None:
+    batches = on_gpu(stream(10, seed=2))
+    states = []
+    for interrupted in (False, True):
+        hook, estimator, optimizer = trained(ENOUGH, compile=True)
+        train(hook, estimator, optimizer, batches[:5])
+        if interrupted:
+            saved = frozen_state(hook)
+            hook.remove()
+            hook = make_hook(estimator, compile=True)
+            train(hook, estimator, optimizer, [])
+            hook.load_state_dict(saved)
+        train(hook, estimator, optimizer, batches[5:])
+        states.append(frozen_state(hook))
+    assert close(*states)
+    loads = make_hook(make_lifter().cuda())  # and without recording as well
+    loads.load_state_dict(states[0])
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_loading_into_a_hook_that_has_recorded() -> None:
+    hook, estimator, optimizer = trained(ENOUGH, compile=True)
+    saved, weights = frozen_state(hook), deepcopy(estimator.state_dict())
+    moments = deepcopy(optimizer.state_dict())
+    batches = on_gpu(stream(8, seed=3))
+    states = []
+    for _ in range(2):
+        hook.load_state_dict(saved)
+        estimator.load_state_dict(weights)
+        optimizer.load_state_dict(moments)
+        train(hook, estimator, optimizer, batches)
+        states.append(frozen_state(hook))
+    assert close(*states)
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_step_that_the_scaler_undoes_teaches_nothing() -> None:
+    hook, estimator, _ = trained(ENOUGH, compile=True)
+    optimizer = torch.optim.SGD(estimator.parameters(), lr=1e-3, fused=True)
+    for overflows in (False, False, False, False, True):
+        scaler = torch.amp.GradScaler("cuda", init_scale=1.0)
+        camera, inputs_3d, inputs_2d = on_gpu(stream(1))[0]
+        before = frozen_state(hook)["training"]["modules"]
+        inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+        loss = (estimator(inputs_2d) - inputs_3d).norm(dim=-1).mean()
+        scaler.scale(loss * (torch.inf if overflows else 1.0)).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        after = hook.state_dict()["training"]["modules"]
+        changed = {k.split(".")[0] for k in differences(before, after)}
+        assert ("/policy" in changed) != overflows
+        assert ("/predictor" in changed) != overflows
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_users_random_streams_are_given_back() -> None:
+    hook, *_ = trained(ENOUGH, compile=True)
+    torch.manual_seed(5)
+    states = torch.get_rng_state(), torch.cuda.get_rng_state()
+    camera, inputs_3d, inputs_2d = on_gpu(stream(1))[0]
+    hook.augment(inputs_2d, inputs_3d, camera)
+    hook.step()
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert torch.equal(states[1], torch.cuda.get_rng_state())
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_recorded_steps_never_wait_for_the_gpu() -> None:
+    hook, estimator, optimizer = trained(ENOUGH, compile=True)
+    batches = on_gpu(stream(4))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train(hook, estimator, optimizer, batches)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert hook.diagnostics().updates == ENOUGH + 4
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_windows_from_a_source_are_recorded() -> None:
+    batch = stream(1, frames=9)[0]
+    source = PoseSource([poses.numpy() for poses in batch.inputs_3d], batch.camera.numpy())
+    hook, *_ = trained(ENOUGH, 3, source=source, compile=True)
+    assert "augment" in recordings(hook)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_compiled_and_recorded_steps_train() -> None:
+    written, *_ = trained(ENOUGH, mix="append")
+    compiled, *_ = trained(ENOUGH, mix="append", compile=True)
+    assert {"augment", "_learn", "_apply"} <= set(recordings(compiled))
+    assert close(frozen_state(written), frozen_state(compiled))
+    assert compiled.diagnostics().skipped_steps == 0
+
+
+@pytest.mark.parametrize("feedback", ["predicted", "estimator"])
+def test_random_streams_of_the_gpu_are_given_back(feedback: str) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(3, device="cuda")
+    torch.manual_seed(3)
+    estimator = make_lifter().cuda()
+    torch.manual_seed(3)
+    hook = PoseAugHook(estimator, skeleton="h36m_16", feedback=feedback, **SMALL)
+    camera, inputs_3d, inputs_2d = on_gpu(stream(1))[0]
+    hook.augment(inputs_2d, inputs_3d, camera)
+    hook.step()
+    assert torch.equal(torch.rand(3, device="cuda"), expected)
+
+
+def test_a_seeded_stream_seeds_the_gpu_and_gives_it_back() -> None:
+    device = torch.device("cuda", torch.cuda.current_device())
+    drawn = []
+    torch.manual_seed(1)
+    for _ in range(2):
+        before = torch.cuda.get_rng_state()
+        with seeded_stream(7, device):
+            drawn.append(torch.rand(2, device=device))
+        assert torch.equal(before, torch.cuda.get_rng_state())
+    assert torch.equal(*drawn)
