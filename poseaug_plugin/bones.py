@@ -24,11 +24,18 @@ class _Tables(NamedTuple):
     error_groups: Tensor  # (error groups, J) joint-weighted means of the released feedback
 
 
-# A compiled function holds the tables as they are; traced, it would fill them again at every call.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def skeleton_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype) -> _Tables:
     """A skeleton's tables, put on the device once, so that no step builds tensors on the host."""
+    if torch.compiler.is_compiling():
+        return _constant_tables(skeleton.as_data(), device, dtype)
     return filled_tables(skeleton, device, dtype)
+
+
+# A compiled function holds the tables as they are; traced, it would fill them again at every call.
+# It takes plain data, since torch.compile knows no other constants.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_tables(data: dict[str, Any], device: torch.device, dtype: torch.dtype) -> _Tables:
+    return filled_tables(Skeleton.from_data(data), device, dtype)
 
 
 @lru_cache(maxsize=64)

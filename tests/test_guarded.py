@@ -1,0 +1,97 @@
+"""The hook's Adam is Adam: what it leaves out, and what it must not read wrongly."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import pytest
+import torch
+from helpers import human_poses
+from torch import Tensor, nn
+
+from poseaug_plugin import H36M_16, AugmentationPolicy, HardnessPredictor, PartKCSDiscriminator
+from poseaug_plugin.discriminators import KeypointDiscriminator, MotionDiscriminator
+from poseaug_plugin.grouped import GroupedLinear
+from poseaug_plugin.guarded import GuardedAdam
+
+POSES = human_poses(6, 1, H36M_16, torch.Generator().manual_seed(0)).double()[:, 0]
+
+
+def ramp(*shape: int) -> Tensor:
+    """Numbers from -1 to 1."""
+    return torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).reshape(shape)
+
+
+def regressed(policy: AugmentationPolicy) -> Tensor:
+    """All outputs of a policy's networks, side by side."""
+    raw = policy.network(POSES, ramp(6, policy.network_noise_size))
+    return torch.cat([x.flatten(1) for x in raw], 1)
+
+
+NETWORKS: dict[str, tuple[Callable[[], Any], Callable[[Any], Tensor]]] = {
+    "grouped": (lambda: GroupedLinear(4, 12, 7), lambda net: net(ramp(5, 4, 12))),
+    "3D critic": (lambda: PartKCSDiscriminator(H36M_16, width=8), lambda net: net(POSES)),
+    "2D critic": (
+        lambda: KeypointDiscriminator(H36M_16, width=8),
+        lambda net: net(ramp(6, 16, 2)),
+    ),
+    "motion critic": (
+        lambda: MotionDiscriminator(H36M_16, width=8),
+        lambda net: net(ramp(6, net.layer_1.in_features)),
+    ),
+    "predictor": (
+        lambda: HardnessPredictor(H36M_16, width=8),
+        lambda net: net(ramp(6, 3, 16, 2), POSES),
+    ),
+    "policy": (lambda: AugmentationPolicy(H36M_16, width=8), regressed),
+    "released policy": (lambda: AugmentationPolicy(H36M_16, width=8, start="released"), regressed),
+}
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_steps_are_adams(name: str) -> None:
+    """Against torch's unfused Adam, which reads gradients by their indices."""
+    make, run = NETWORKS[name]
+    torch.manual_seed(0)
+    own = make().double()  # a gradient that is nothing but rounding moves nothing then
+    for parameter in own.parameters():
+        parameter.data.normal_()  # not the zeros that some layers start with
+    plain = deepcopy(own)
+    guarded = GuardedAdam(own, 1e-2, 1.0)
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-2, foreach=False)
+    for _ in range(3):
+        left_out = guarded.step(
+            guarded.gradients((run(own) - 3).square().mean()), torch.tensor(True)
+        )
+        assert not left_out
+        adam.zero_grad()
+        (run(plain) - 3).square().mean().backward()
+        nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+        adam.step()
+    for (where, a), b in zip(own.named_parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(a, b, rtol=1e-6, atol=1e-8), where
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_may_be_laid_out_in_any_way(device: str) -> None:
+    network = nn.Linear(3, 4, device=device)
+    copied = deepcopy(network)
+    gradient = torch.arange(12.0, device=device).reshape(3, 4)
+    bias = torch.ones(2, device=device).repeat_interleave(4)[::2]
+    steps = GuardedAdam(network, 0.1, 1.0), GuardedAdam(copied, 0.1, 1.0)
+    usable = torch.tensor(True, device=device)
+    steps[0].step([gradient.T, bias], usable)
+    steps[1].step([gradient.T.contiguous(), bias.contiguous()], usable)
+    assert torch.equal(network.weight, copied.weight)
+    assert torch.equal(network.bias, copied.bias)
+
+
+def test_gradients_of_grouped_layers_are_not_laid_out_as_their_weights() -> None:
+    """Or else nothing above would have seen that they are read wrongly."""
+    layer = GroupedLinear(4, 12, 7)
+    gradient = torch.autograd.grad(layer(torch.ones(5, 4, 12)).square().sum(), layer.weight)[0]
+    assert gradient.stride() != layer.weight.stride()
