@@ -219,7 +219,8 @@ class BatchAugmenter:
             poses = poses._replace(moved=poses.moved + shift)
             parameters = parameters._replace(translation=place)
         keypoints = project_points(poses.moved, seen_by, clamp_rays=self.config.clamp_rays)
-        return Made(parameters, poses, keypoints, seen_by)
+        # As new tuples: torch.compile, at least up to 2.11, cannot return what `_replace` made.
+        return Made(AugmentationParameters(*parameters), AugmentedPoses(*poses), keypoints, seen_by)
 
     def generate(self, draft: Draft, made: Made | None = None) -> Generated:
         """What a draft becomes beside what it is made from, for those who learn from it.

@@ -230,9 +230,10 @@ class PolicyTrainer:
             lessons |= own
             averaged = self.ranks.average(list(lessons.values()), self._moving_buffers())
             lessons = dict(zip(lessons, averaged, strict=True))
-        rate = linear_decay(self.progress) if self.config.decay_learning_rate else 1.0
-        for name, adam in self._adams().items():
-            adam.set_learning_rate(adam.learning_rate * (rate if name != "predictor" else 1.0))
+        if self.config.decay_learning_rate:
+            for name, adam in self._adams().items():
+                if name != "predictor":
+                    adam.set_learning_rate(adam.learning_rate * linear_decay(self.progress))
         self.execution.run(
             *(self._apply, lessons, tuple(own), skip, None if learned is None else learned.readings)
         )

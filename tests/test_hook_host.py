@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ from poseaug_plugin import (
     root_relative,
 )
 from poseaug_plugin.augmentation import bone_angle_change
-from poseaug_plugin.bones import filled_tables
+from poseaug_plugin.bones import filled_tables, joints_to_bones
 from poseaug_plugin.config import find_config
 from poseaug_plugin.generation import evenly_spaced
 from poseaug_plugin.hardness import HardnessPredictor
@@ -1227,23 +1227,64 @@ assert not any(name.startswith("poseaug_plugin.") for name in sys.modules)
 # -- torch.compile ---------------------------------------------------------------------------------
 
 
+COMPILED: dict[str, dict[str, Any]] = {
+    "default": {},
+    "append": {"mix": "append"},
+    "in turn": {"policy_interval": 2},
+    "random": {"preset": "random"},
+    "released network": {"start": "released"},
+}
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_hooks_networks_compile_whole_and_once() -> None:
-    """No graph breaks, and nothing new after both kinds of step were seen."""
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("case", COMPILED)
+def test_hook_compiles_whole_and_once(
+    case: str, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No graph breaks, nothing new after every kind of step was seen, and the same results."""
     torch._dynamo.reset()
-    estimator = make_lifter(batch_norm=False)
-    hook = make_hook(estimator, mix="append")
-    trainer = hook._trainer
-    networks = (trainer.policy.network, trainer.predictor, *(c.network for c in trainer.critics))
-    for network in networks:
-        network.compile(backend="eager", dynamic=False)
-    optimizer = adam(estimator)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     counters = torch._dynamo.utils.counters
     counters.clear()
-    train(hook, estimator, optimizer, stream(3))
-    compiled = counters["stats"]["unique_graphs"]
-    assert compiled >= len(networks) - 1  # of windows there are none
+    states = []
+    for compiles in (False, True):
+        estimator = make_lifter(batch_norm=False, frames=frames)
+        optimizer = adam(estimator)
+        hook = make_hook(estimator, **COMPILED[case], compile=compiles)
+        train(hook, estimator, optimizer, stream(4, frames=frames))
+        compiled = counters["stats"]["unique_graphs"]
+        assert bool(compiled) == compiles
+        train(hook, estimator, optimizer, stream(4, seed=1, frames=frames))
+        assert counters["stats"]["unique_graphs"] == compiled
+        assert hook.diagnostics().updates == 8
+        states.append(frozen_state(hook))
     assert counters["graph_break"] == {}
-    train(hook, estimator, optimizer, stream(4, seed=1))
-    assert counters["stats"]["unique_graphs"] == compiled
-    assert hook.diagnostics().updates == 7
+    assert differences(*states) == []
+
+
+def test_compiled_function_does_not_fill_the_skeletons_tables() -> None:
+    torch._dynamo.reset()
+    operators = []
+
+    def look(module: torch.fx.GraphModule, _: Any) -> torch.fx.GraphModule:
+        operators.extend(node.op for node in module.graph.nodes)
+        return module
+
+    compiled = torch.compile(partial(joints_to_bones, skeleton=H36M_16), backend=look)
+    joints = torch.randn(2, 16, 3)
+    assert torch.equal(compiled(joints), joints_to_bones(joints, H36M_16))
+    assert operators.count("call_function") + operators.count("call_method") == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"feedback": "estimator"}, "feedback='predicted'"),
+        ({"preset": "released", "total_updates": 9}, "feedback='predicted'"),
+        ({"warmup": 0.1, "total_updates": 9}, "warmup"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(PoseAugError, match=said):
+        make_hook(make_lifter(), **options, compile=True)
