@@ -68,12 +68,18 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "random augmentation": (1, {"preset": "random"}),
     "feedback through the estimator": (1, {"feedback": "estimator"}),
 }
-COMPILED: dict[str, tuple[int, dict[str, Any]]] = {
-    "replace, compiled": (1, {"compile": True}),
-    "append, compiled, over 2B": (2, {"mix": "append", "compile": True}),
+GPU_CASES: dict[str, tuple[int, dict[str, Any]]] = CASES | {
+    "replace, compile=True": (1, {"compile": True}),
+    "append, compile=True, over 2B": (2, {"mix": "append", "compile": True}),
+    "replace, cuda_graphs=False": (1, {"cuda_graphs": False}),
 }
 SECTIONS = ("steps", "memory", "batches", "windows", "communication", "operators", "shared")
 Row = dict[str, Any]
+
+
+def cases_on(device: str) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Those that are measured there."""
+    return GPU_CASES if device.startswith("cuda") else CASES
 
 
 class Pooled(nn.Module):
@@ -180,8 +186,7 @@ def measure_steps(name: str, make: Callable[[], nn.Module], arguments: Any) -> l
     batch, device = arguments.batch, arguments.device
     single, double = (poses(n * batch, FRAMES.get(name, 1), device) for n in (1, 2))
     rows = []
-    cases = CASES | COMPILED if device.startswith("cuda") else CASES
-    for case, (times, options) in cases.items():
+    for case, (times, options) in cases_on(device).items():
         plain = Step(make, single, None)
         steps = [plain, Step(make, single, options)]
         if times == 2:
@@ -204,7 +209,7 @@ def peak_memory(name: str, kind: str, arguments: Any) -> float:
     On a GPU what is reserved there; on a CPU what the process, one of its own, grows by.
     """
     make = (SMALL if arguments.smoke else ESTIMATORS)[name]
-    times, options = (2, None) if kind == "plain" else (1, (CASES | COMPILED)[kind][1])
+    times, options = (2, None) if kind == "plain" else (1, cases_on(arguments.device)[kind][1])
     batch = poses(times * arguments.batch, FRAMES.get(name, 1), arguments.device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step = Step(make, batch, options)
@@ -223,9 +228,8 @@ def measure_memory(name: str, arguments: Any) -> list[Row]:
         command += ["--smoke"] * arguments.smoke
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    cases = CASES | COMPILED if arguments.device.startswith("cuda") else CASES
     plain, rows = of("plain"), []
-    for case, (times, _) in cases.items():
+    for case, (times, _) in cases_on(arguments.device).items():
         if times == 2:
             row = {"section": "memory", "estimator": name, "case": case, "plain_mib": plain}
             rows.append(row | {"ratio": (hooked := of(case)) / plain, "hooked_mib": hooked})

@@ -1,4 +1,4 @@
-"""How the hook's own work is done: as it is written, or compiled and, on a GPU, replayed."""
+"""How the hook's own work is done: compiled, where that is asked for, and on a GPU replayed."""
 
 from __future__ import annotations
 
@@ -23,18 +23,19 @@ class _Recording(NamedTuple):
 class Execution:
     """Does the hook's own work.
 
-    Compiled, the arithmetic becomes few kernels. On a GPU all kernels of a piece of work are then
-    recorded in a CUDA graph and launched at once, since launching them costs more than they do.
+    On a GPU all kernels of a piece of work are recorded in a CUDA graph and launched at once, since
+    launching them one by one takes several times as long as they do. Compiled, they become fewer.
 
     Args:
-        compiles: Compile and record.
         generator: The random stream, on the device of the work.
+        records: Record, where the device is a GPU.
+        compiles: Compile.
     """
 
-    def __init__(self, compiles: bool, generator: torch.Generator) -> None:
-        self.compiles = compiles
-        self.records = compiles and generator.device.type == "cuda"
+    def __init__(self, generator: torch.Generator, *, records: bool, compiles: bool) -> None:
         self.generator = generator
+        self.records = records and generator.device.type == "cuda"
+        self.compiles = compiles
         self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
         self.forget()
 
@@ -73,7 +74,7 @@ class Execution:
         Returns:
             Its result, in memory that the next call writes again.
         """
-        if not self.records or torch.cuda.is_current_stream_capturing():
+        if not self.records or _must_run_as_written():
             return method(*arguments)
         kind = method.__name__, _kind_of(arguments)
         if kind not in self._recordings:
@@ -101,6 +102,11 @@ class Execution:
         ):
             outputs = method(*_with_tensors(arguments, iter(inputs)))
         return _Recording(graph, inputs, outputs)
+
+
+def _must_run_as_written() -> bool:
+    # In a capture of the user's own, and where autograd looks at every gradient.
+    return torch.cuda.is_current_stream_capturing() or torch.is_anomaly_enabled()
 
 
 def _kind_of(values: Any) -> Hashable:  # noqa: ANN401

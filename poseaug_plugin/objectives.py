@@ -235,7 +235,7 @@ def critic_objective(critic: nn.Module, real: Tensor, fake: Tensor, weights: Ten
         fake: (B, ...) likewise, detached.
         weights: (B,) of the real ones.
     """
-    real_scores, fake_scores = critic(real), critic(fake)
+    real_scores, fake_scores = critic(torch.cat([real, fake])).split(len(real))
     accuracy = 0.5 * (critic_accuracy(real_scores, True) + critic_accuracy(fake_scores, False))
     return CriticFit(lsgan_critic_loss(real_scores, fake_scores, weights), accuracy)
 

