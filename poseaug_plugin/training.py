@@ -262,36 +262,45 @@ class PolicyTrainer:
         turn: Turn,
     ) -> Learned:
         """Gradients for every network that has something to learn from this batch, in order."""
-        compute = self.execution.compute
+        compute, beside = self.execution.compute, self.execution.beside
         lessons: dict[str, Lesson] = {}
         losses: dict[str, Any] = {}
         readings: dict[str, Tensor] = {}
         poses = augmented.draft.poses
         weight = poses.usable.to(poses.joints.dtype).sum()
+        terms = None
         if turn.policy_learns:
-            assert self._policy_adam is not None
             objective = self._policy_losses, augmented.draft, estimator_error, turn.progress
             generated, terms = compute(*objective) if turn.recurs else objective[0](*objective[1:])
-            lessons["policy"] = Lesson(self._policy_adam.gradients(terms.total), weight)
-            losses["policy"] = PolicyLosses(*(x.detach() for x in terms))
         else:
             generated = compute(self.augmenter.generate, augmented.draft, augmented.made)
         if turn.critics_learn:
             for critic in self._critics_of(generated):
-                told = compute(critic_objective, critic.network, *self._compared(critic, generated))
-                name = f"critic_{critic.name}"
-                lessons[name] = Lesson(critic.adam.gradients(told.loss), weight)
-                losses[name] = told.loss.detach()
-                readings[f"accuracy_{critic.name}"] = told.accuracy
+                with beside():
+                    compared = self._compared(critic, generated)
+                    told = compute(critic_objective, critic.network, *compared)
+                    name = f"critic_{critic.name}"
+                    lessons[name] = Lesson(critic.adam.gradients(told.loss), weight)
+                    losses[name] = told.loss.detach()
+                    readings[f"accuracy_{critic.name}"] = told.accuracy
         if observed is not None:
-            readings |= compute(self._hardness_readings, augmented, observed)
+            with beside():
+                readings |= compute(self._hardness_readings, augmented, observed)
         if observed is not None and self.predictor is not None:
-            fit = compute(self._predictor_fit, augmented, observed)
-            lessons["predictor"] = Lesson(self._predictor_adam.gradients(fit.loss), weight)
-            losses["predictor"] = fit.loss.detach()
-            readings["predictor_r_squared"] = fit.r_squared
-        with torch.no_grad():
+            with beside():
+                fit = compute(self._predictor_fit, augmented, observed)
+                lessons["predictor"] = Lesson(self._predictor_adam.gradients(fit.loss), weight)
+                losses["predictor"] = fit.loss.detach()
+                readings["predictor_r_squared"] = fit.r_squared
+        with beside(), torch.no_grad():
             readings |= compute(self._augmentation_readings, augmented, generated)
+        if terms is not None:
+            # Last, beside all others: its backward pass runs where its forward pass did.
+            assert self._policy_adam is not None
+            lesson = Lesson(self._policy_adam.gradients(terms.total), weight)
+            lessons = {"policy": lesson} | lessons
+            losses["policy"] = PolicyLosses(*(x.detach() for x in terms))
+        self.execution.join()
         return Learned(lessons, losses, readings)
 
     def _apply(
@@ -305,10 +314,12 @@ class PolicyTrainer:
         """Every network's step, and the monitor's of this rank's ``own`` lessons."""
         skipped, adams = [], self._adams()
         for name, (gradients, weight) in lessons.items():
-            may_learn = weight > 0 if skip is None else (weight > 0) & (skip == 0)
-            left_out = adams[name].step(gradients, may_learn)
+            with self.execution.beside():
+                may_learn = weight > 0 if skip is None else (weight > 0) & (skip == 0)
+                left_out = adams[name].step(gradients, may_learn)
             if name in own:
                 skipped.append(left_out)
+        self.execution.join()
         if readings is not None:
             none = torch.zeros((), device=self.generator.device)
             self.monitor.record(skipped=sum(skipped, none), **readings)

@@ -409,8 +409,8 @@ def test_an_update_learns_from_so_many_poses_at_most(
     estimator = make_lifter()
     hook = make_hook(estimator, mix="append", update_batch=update_batch)
     train(hook, estimator, adam(estimator), list(batches(1)))
-    # In the policy's loss once, then real and fake in the critic's own.
-    assert sizes["critic"] == [learned_from] * 3
+    # In the policy's loss, then real and fake together in the critic's own.
+    assert sizes["critic"] == [learned_from, 2 * learned_from]
     # In the feedback, then in its own fit.
     assert sizes["predictor"] == [learned_from, fitted_on]
 

@@ -303,6 +303,7 @@ def test_other_formats_never_wait_for_the_device(kind: str) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("frames", [1, 3])
 def test_step_never_waits_for_the_gpu(frames: int) -> None:
     estimator = make_lifter(frames=frames).cuda()
