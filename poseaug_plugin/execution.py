@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -93,46 +92,18 @@ class Execution:
         recording.graph.replay()
         return recording.outputs
 
-    @contextmanager
-    def beside(self) -> Iterator[None]:
-        """Where recorded, what is done inside may go on beside what comes after it, until `join`.
-
-        The networks are too small to fill a GPU one after the other. Whatever is used inside must
-        be kept until then, or its memory may be given to others.
-        """
-        if self._streams is None:
-            yield
-            return
-        stream = torch.cuda.Stream(self.generator.device)
-        stream.wait_stream(torch.cuda.current_stream(self.generator.device))
-        self._streams.append(stream)
-        with torch.cuda.stream(stream):
-            yield
-
-    def join(self) -> None:
-        """From here on, what was done `beside` is done."""
-        if self._streams:
-            for stream in self._streams:
-                torch.cuda.current_stream(self.generator.device).wait_stream(stream)
-            self._streams = []
-
     def _record(self, method: Callable[..., Any], arguments: tuple[Any, ...]) -> _Recording:
         # What another recording puts out stays where it is, so that it need not be copied.
         kept = {id(x) for r in self._recordings.values() for x in _tensors_in(r.outputs)}
         inputs = [x if id(x) in kept else x.clone() for x in _tensors_in(arguments)]
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
-        self._streams = []
-        try:
-            # Only this thread's calls: the user's others may be loading batches meanwhile.
-            with (
-                torch.cuda.device(self.generator.device),
-                torch.cuda.graph(graph, capture_error_mode="thread_local"),
-            ):
-                outputs = method(*_with_tensors(arguments, iter(inputs)))
-                self.join()
-        finally:
-            self._streams = None
+        # Only this thread's calls: the user's others may be loading batches meanwhile.
+        with (
+            torch.cuda.device(self.generator.device),
+            torch.cuda.graph(graph, capture_error_mode="thread_local"),
+        ):
+            outputs = method(*_with_tensors(arguments, iter(inputs)))
         return _Recording(graph, inputs, outputs)
 
 

@@ -5,7 +5,8 @@ It knows nothing of anybody's loop; `hook` connects the two.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ from .readings import guessing_ratio, hardness_ratio
 from .skeleton import Skeleton
 from .source import PoseWindows
 from .windows import num_motion_features
+
+Result = TypeVar("Result")
 
 _SEEDS_APART = 1_000_003
 
@@ -221,10 +224,11 @@ class PolicyTrainer:
             skip: Not zero where the user's own step is being undone on the device: then no network
                 changes either.
         """
-        learned, turn = None, self._turn(estimator_error)
+        turn = self._turn(estimator_error)
+        run = self.execution.run if turn.recurs else _as_written
+        learned = None
         if augmented is not None:
-            learn = self._learn, augmented, observed, estimator_error, turn
-            learned = self.execution.run(*learn) if turn.recurs else self._learn(*learn[1:])
+            learned = run(self._learn, augmented, observed, estimator_error, turn)
             self.losses = self.losses._replace(**learned.losses)
         own = {} if learned is None else learned.lessons
         lessons = own
@@ -241,7 +245,7 @@ class PolicyTrainer:
         readings = None if learned is None else learned.readings
         # With the turn, though it does not read it, so that it is recorded no sooner than what it
         # takes its gradients from.
-        self.execution.run(self._apply, lessons, tuple(own), skip, readings, turn)
+        run(self._apply, lessons, tuple(own), skip, readings, turn)
         self.num_updates += 1
 
     def _turn(self, estimator_error: ErrorOf | None) -> Turn:
@@ -262,45 +266,37 @@ class PolicyTrainer:
         turn: Turn,
     ) -> Learned:
         """Gradients for every network that has something to learn from this batch, in order."""
-        compute, beside = self.execution.compute, self.execution.beside
+        compute = self.execution.compute
         lessons: dict[str, Lesson] = {}
         losses: dict[str, Any] = {}
         readings: dict[str, Tensor] = {}
         poses = augmented.draft.poses
         weight = poses.usable.to(poses.joints.dtype).sum()
-        terms = None
         if turn.policy_learns:
-            objective = self._policy_losses, augmented.draft, estimator_error, turn.progress
-            generated, terms = compute(*objective) if turn.recurs else objective[0](*objective[1:])
+            assert self._policy_adam is not None
+            generated, terms = (compute if turn.recurs else _as_written)(
+                self._policy_losses, augmented.draft, estimator_error, turn.progress
+            )
+            lessons["policy"] = Lesson(self._policy_adam.gradients(terms.total), weight)
+            losses["policy"] = PolicyLosses(*(x.detach() for x in terms))
         else:
             generated = compute(self.augmenter.generate, augmented.draft, augmented.made)
         if turn.critics_learn:
             for critic in self._critics_of(generated):
-                with beside():
-                    compared = self._compared(critic, generated)
-                    told = compute(critic_objective, critic.network, *compared)
-                    name = f"critic_{critic.name}"
-                    lessons[name] = Lesson(critic.adam.gradients(told.loss), weight)
-                    losses[name] = told.loss.detach()
-                    readings[f"accuracy_{critic.name}"] = told.accuracy
+                told = compute(critic_objective, critic.network, *self._compared(critic, generated))
+                name = f"critic_{critic.name}"
+                lessons[name] = Lesson(critic.adam.gradients(told.loss), weight)
+                losses[name] = told.loss.detach()
+                readings[f"accuracy_{critic.name}"] = told.accuracy
         if observed is not None:
-            with beside():
-                readings |= compute(self._hardness_readings, augmented, observed)
+            readings |= compute(self._hardness_readings, augmented, observed)
         if observed is not None and self.predictor is not None:
-            with beside():
-                fit = compute(self._predictor_fit, augmented, observed)
-                lessons["predictor"] = Lesson(self._predictor_adam.gradients(fit.loss), weight)
-                losses["predictor"] = fit.loss.detach()
-                readings["predictor_r_squared"] = fit.r_squared
-        with beside(), torch.no_grad():
+            fit = compute(self._predictor_fit, augmented, observed)
+            lessons["predictor"] = Lesson(self._predictor_adam.gradients(fit.loss), weight)
+            losses["predictor"] = fit.loss.detach()
+            readings["predictor_r_squared"] = fit.r_squared
+        with torch.no_grad():
             readings |= compute(self._augmentation_readings, augmented, generated)
-        if terms is not None:
-            # Last, beside all others: its backward pass runs where its forward pass did.
-            assert self._policy_adam is not None
-            lesson = Lesson(self._policy_adam.gradients(terms.total), weight)
-            lessons = {"policy": lesson} | lessons
-            losses["policy"] = PolicyLosses(*(x.detach() for x in terms))
-        self.execution.join()
         return Learned(lessons, losses, readings)
 
     def _apply(
@@ -314,12 +310,10 @@ class PolicyTrainer:
         """Every network's step, and the monitor's of this rank's ``own`` lessons."""
         skipped, adams = [], self._adams()
         for name, (gradients, weight) in lessons.items():
-            with self.execution.beside():
-                may_learn = weight > 0 if skip is None else (weight > 0) & (skip == 0)
-                left_out = adams[name].step(gradients, may_learn)
+            may_learn = weight > 0 if skip is None else (weight > 0) & (skip == 0)
+            left_out = adams[name].step(gradients, may_learn)
             if name in own:
                 skipped.append(left_out)
-        self.execution.join()
         if readings is not None:
             none = torch.zeros((), device=self.generator.device)
             self.monitor.record(skipped=sum(skipped, none), **readings)
@@ -475,6 +469,10 @@ class PolicyTrainer:
         else:
             # Saved by another rank, or on another kind of device: a stream of one's own.
             self.generator.manual_seed(self.generator.initial_seed() + self.num_updates)
+
+
+def _as_written(method: Callable[..., Result], *arguments: Any) -> Result:  # noqa: ANN401
+    return method(*arguments)
 
 
 def _no_losses(device: torch.device) -> Losses:

@@ -38,7 +38,9 @@ def on_gpu(batches: list[Batch]) -> list[Batch]:
 def trained(
     count: int, frames: int = 1, **options: Any
 ) -> tuple[PoseAugHook, torch.nn.Module, torch.optim.Optimizer]:
-    estimator = make_lifter(frames=frames, dropout=0.0).cuda()
+    # Without batch normalisation: the gradient of a bias before it is nothing but rounding, which
+    # Adam makes full steps of.
+    estimator = make_lifter(frames=frames, dropout=0.0, batch_norm=False).cuda()
     optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-3)
     hook = make_hook(estimator, **options)
     train(hook, estimator, optimizer, on_gpu(stream(count, frames=frames)))
