@@ -182,3 +182,19 @@ def test_policies_of_ones_own_are_not_recorded(monkeypatch: pytest.MonkeyPatch) 
         {"records": False, "compiles": False},
         {"records": False, "compiles": True},
     ]
+
+
+def test_learning_is_recorded_once_the_pools_are_full() -> None:
+    """How full they are is Python's, which a recording does not ask."""
+    estimator = make_lifter()
+    hook = make_hook(estimator)
+    trainer, optimizer = hook._trainer, torch.optim.Adam(estimator.parameters(), lr=1e-3)
+    trainer.execution.records = True  # type: ignore[union-attr]
+    seen = []
+    for batch in stream(26):
+        full = all(len(c.pool) == c.pool.capacity for c in trainer.critics if len(c.pool))  # type: ignore
+        train(hook, estimator, optimizer, [batch])
+        kinds = [kind[0] for kind in trainer.execution._recordings]  # type: ignore
+        seen.append((full, "_learn" in kinds))
+    assert (False, True) not in seen
+    assert (True, True) in seen
