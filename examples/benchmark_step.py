@@ -33,7 +33,7 @@ from report import format_steps
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from poseaug_plugin import H36M_16, PoseAdapter, PoseAugHook, metrics
+from poseaug_plugin import H36M_16, PoseAdapter, PoseAugConfig, PoseAugHook, metrics
 from poseaug_plugin.isolation import isolated_call
 from poseaug_plugin.rigid import root_relative
 
@@ -168,6 +168,14 @@ def ratio(hooked: list[float], plain: list[float]) -> Row:
     }
 
 
+def steps_until_recorded(batch: int) -> int:
+    """Until the critics' pools are full, and each kind of step was seen as often as it takes."""
+    defaults = PoseAugConfig()
+    learned_from = min(batch // 2, defaults.update_batch or batch)
+    updates = -(-defaults.pool_capacity // learned_from)
+    return updates * defaults.critic_interval + 12
+
+
 def alternate(steps: list[Step], repeats: int) -> list[list[float]]:
     """Times of each step, taken in turn.
 
@@ -176,7 +184,7 @@ def alternate(steps: list[Step], repeats: int) -> list[list[float]]:
     """
     on_gpu = steps[0].batch[0].is_cuda
     for step in steps:
-        step.seconds(40 if on_gpu else 2)  # until the critics' pools are full and all is recorded
+        step.seconds(steps_until_recorded(len(step.batch[0])) if on_gpu else 2)
     times = [[step.seconds(20 if on_gpu else 2) for step in steps] for _ in range(repeats)]
     return [list(column) for column in zip(*times, strict=True)]
 
@@ -193,7 +201,7 @@ def measure_steps(name: str, make: Callable[[], nn.Module], arguments: Any) -> l
             steps.append(Step(make, double, None))
         columns = alternate(steps, arguments.repeats)
         row = {"section": "steps", "estimator": name, "case": case, "samples": times * batch}
-        rows.append(row | ratio(columns[1], columns[times - 1 if times == 1 else 2]))
+        rows.append(row | ratio(columns[1], columns[0 if times == 1 else 2]))
         if options == {"mix": "append"} and name in RELEASED_ITERATION and device == "cpu":
             own = ratio(columns[1], columns[0])["ratio"]
             rows.append(
@@ -213,7 +221,7 @@ def peak_memory(name: str, kind: str, arguments: Any) -> float:
     batch = poses(times * arguments.batch, FRAMES.get(name, 1), arguments.device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step = Step(make, batch, options)
-    step.seconds(40 if batch[0].is_cuda else 3)
+    step.seconds(steps_until_recorded(arguments.batch) if batch[0].is_cuda else 3)
     if batch[0].is_cuda:
         return torch.cuda.max_memory_reserved() / 2**20
     return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, 1) / 2**10
@@ -314,14 +322,19 @@ def count_operators(name: str, make: Callable[[], nn.Module], arguments: Any) ->
     batch = poses(arguments.batch, FRAMES.get(name, 1), arguments.device)
 
     def operators(options: dict[str, Any] | None) -> float:
-        step = Step(make, batch, options)
+        written = None if options is None else options | {"cuda_graphs": False}
+        step = Step(make, batch, written)
         step.seconds(4)
         with OperatorCount() as count:
             step.seconds(2)
         return count.total / 2
 
     plain = operators(None)
-    cases = {"hook": {}, "in_turn": {"policy_interval": 2}, "random": {"preset": "random"}}
+    cases: dict[str, dict[str, Any]] = {
+        "hook": {"cuda_graphs": False},
+        "in_turn": {"policy_interval": 2},
+        "random": {"preset": "random"},
+    }
     added = {case: operators(options) - plain for case, options in cases.items()}
     return {"section": "operators", "estimator": name, "plain": plain} | added
 

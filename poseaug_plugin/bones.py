@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -38,7 +38,8 @@ def _constant_tables(data: dict[str, Any], device: torch.device, dtype: torch.dt
     return filled_tables(Skeleton.from_data(data), device, dtype)
 
 
-@lru_cache(maxsize=64)
+# Kept for good: a recorded CUDA graph reads them where they are.
+@cache
 def filled_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype) -> _Tables:
     """Make them; `skeleton_tables` is what asks."""
     # Tables first asked for under inference_mode must still be usable by autograd later.

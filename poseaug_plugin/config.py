@@ -79,8 +79,8 @@ class PoseAugConfig:
         max_gradient_norm: Clipping of each of the hook's own networks.
         cuda_graphs: On a GPU, record the hook's own work in CUDA graphs. Off for a policy of one's
             own, which may do what cannot be recorded.
-        compile: Compile that work with `torch.compile`: half as long on a GPU once more, after a
-            minute at the start; no gain on a CPU (docs/performance.md).
+        compile: Compile that work with `torch.compile`, into fewer kernels. Takes a minute at the
+            start, and again for batches of another size; no gain on a CPU (docs/performance.md).
         total_updates: Optimizer steps of the whole training; needed by ramps, warm-up and decay.
     """
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from .errors import PoseAugWarning
+
 Result = TypeVar("Result")
 
 _WARM_UP = 3  # calls of a kind before it is recorded: what they make once is made by then
-_MOST_RECORDINGS = 8  # each keeps its memory; batches of ever other sizes go on without
+_MOST_RECORDINGS = 16  # five for one batch size; each keeps its memory, so others go on without
 
 
 class _Recording(NamedTuple):
@@ -34,11 +37,14 @@ class Execution:
 
     def __init__(self, generator: torch.Generator, *, records: bool, compiles: bool) -> None:
         self.generator = generator
-        self.records = records and generator.device.type == "cuda"
+        # An old torch records no random streams but its own.
+        can_record = hasattr(torch.cuda.CUDAGraph, "register_generator_state")
+        self.records = records and can_record and generator.device.type == "cuda"
         self.compiles = compiles
         self._streams: list[torch.cuda.Stream] | None = (
             None  # while recording: those not waited for
         )
+        self._stream: torch.cuda.Stream | None = None
         self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
         self.forget()
 
@@ -48,7 +54,7 @@ class Execution:
         self._recordings: dict[Hashable, _Recording] = {}
 
     def compute(self, method: Callable[..., Result], *arguments: Any) -> Result:  # noqa: ANN401
-        """``method(*arguments)``, compiled: arithmetic that draws nothing and keeps nothing.
+        """``method(*arguments)``, compiled: arithmetic that draws nothing.
 
         Args:
             method: A function or bound method; numbers and flags of its object that it reads must
@@ -84,7 +90,21 @@ class Execution:
             calls = self._calls[kind] = self._calls.get(kind, 0) + 1
             if calls <= _WARM_UP or len(self._recordings) == _MOST_RECORDINGS:
                 return method(*arguments)
-            self._recordings[kind] = self._record(method, arguments)
+            inputs = self._own_inputs(arguments)
+            try:
+                recording = self._record(method, _with_tensors(arguments, iter(inputs)), inputs)
+            except Exception as failure:
+                self.forget()
+                self.records = False
+                warnings.warn(
+                    f"PoseAugHook: the hook's work could not be recorded in a CUDA graph "
+                    f"({type(failure).__name__}: {failure}), so it goes on several times slower. "
+                    "cuda_graphs=False does without from the start.",
+                    PoseAugWarning,
+                    stacklevel=2,
+                )
+                return method(*arguments)
+            self._recordings[kind] = recording
         recording = self._recordings[kind]
         for own, given in zip(recording.inputs, _tensors_in(arguments), strict=True):
             if own is not given:
@@ -92,18 +112,23 @@ class Execution:
         recording.graph.replay()
         return recording.outputs
 
-    def _record(self, method: Callable[..., Any], arguments: tuple[Any, ...]) -> _Recording:
+    def _own_inputs(self, arguments: tuple[Any, ...]) -> list[Tensor]:
         # What another recording puts out stays where it is, so that it need not be copied.
         kept = {id(x) for r in self._recordings.values() for x in _tensors_in(r.outputs)}
-        inputs = [x if id(x) in kept else x.clone() for x in _tensors_in(arguments)]
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.generator)
-        # Only this thread's calls: the user's others may be loading batches meanwhile.
-        with (
-            torch.cuda.device(self.generator.device),
-            torch.cuda.graph(graph, capture_error_mode="thread_local"),
-        ):
-            outputs = method(*_with_tensors(arguments, iter(inputs)))
+        return [x if id(x) in kept else x.clone() for x in _tensors_in(arguments)]
+
+    def _record(
+        self, method: Callable[..., Any], arguments: tuple[Any, ...], inputs: list[Tensor]
+    ) -> _Recording:
+        device = self.generator.device
+        with torch.cuda.device(device):  # where the random stream keeps what a replay reads of it
+            graph = torch.cuda.CUDAGraph()
+            graph.register_generator_state(self.generator)
+            if self._stream is None:
+                self._stream = torch.cuda.Stream(device)
+            # Only this thread's calls: the user's others may be loading batches meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                outputs = method(*arguments)
         return _Recording(graph, inputs, outputs)
 
 

@@ -81,6 +81,15 @@ def _samples(values: Any, rows: Tensor | None) -> Any:  # noqa: ANN401
     return values
 
 
+def detached(values: Any) -> Any:  # noqa: ANN401
+    """A (nested) tuple with every tensor of it cut off its graph."""
+    if isinstance(values, Tensor):
+        return values.detach()
+    if isinstance(values, tuple):
+        return type(values)(*(detached(value) for value in values))
+    return values
+
+
 def matching_frames(poses: Tensor, frames: int, target: int) -> Tensor:
     """Of (B, T, ...) the one target frame, where only that is asked for; else all of them."""
     return poses[:, target : target + 1] if frames == 1 < poses.shape[1] else poses

@@ -34,6 +34,7 @@ class GuardedAdam:
         self.parameters = [p for p in network.parameters() if p.requires_grad]
         self.learning_rate = learning_rate
         self.max_gradient_norm = max_gradient_norm
+        self._rate = learning_rate
         rate: float | Tensor = learning_rate
         if recordable:
             rate = torch.tensor(learning_rate, device=self.parameters[0].device)
@@ -41,12 +42,16 @@ class GuardedAdam:
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
         """Those of a loss; zeros for parameters that it does not depend on."""
-        return list(
-            torch.autograd.grad(loss, self.parameters, allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            loss, self.parameters, allow_unused=True, materialize_grads=True
         )
+        # Two parameters may get one tensor, and clipping it in place would do so twice.
+        firsts = {id(gradient): i for i, gradient in reversed(list(enumerate(gradients)))}
+        return [g if firsts[id(g)] == i else g.clone() for i, g in enumerate(gradients)]
 
     def set_learning_rate(self, rate: float) -> None:
         """From now on step at this rate."""
+        self._rate = rate
         for group in self.adam.param_groups:
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
@@ -69,14 +74,17 @@ class GuardedAdam:
         return skipped
 
     def state_dict(self) -> dict[str, Any]:
-        """Adam's state."""
-        return self.adam.state_dict()
+        """Adam's state, the same whether it can be recorded or not."""
+        state = self.adam.state_dict()
+        options = {"lr": self._rate, "capturable": False}
+        return {**state, "param_groups": [group | options for group in state["param_groups"]]}
 
     def problems_with(self, state: dict[str, Any]) -> list[str]:
         """What keeps a state from being loaded here."""
         try:
             count = len(state["param_groups"][0]["params"])
             moments = dict(state["state"])
+            float(state["param_groups"][0]["lr"])
         except (KeyError, IndexError, TypeError, ValueError):
             return ["not the state of an Adam optimizer"]
         if count != len(self.parameters):
@@ -94,7 +102,7 @@ class GuardedAdam:
         # torch keeps the very tensors, so that this Adam would go on in somebody else's state.
         moments = copy.deepcopy(state["state"])
         self.adam.load_state_dict({**self.adam.state_dict(), "state": moments})
-        self.set_learning_rate(float(state["param_groups"][0].get("lr", self.learning_rate)))
+        self.set_learning_rate(float(state["param_groups"][0]["lr"]))
 
 
 def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:

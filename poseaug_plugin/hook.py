@@ -355,7 +355,7 @@ class PoseAugHook:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`, bit for bit where the device is the same kind.
+        """Go on from a `state_dict`: on a CPU bit for bit, on a GPU but for rounding.
 
         Raises:
             PoseAugError: The state does not fit; nothing has changed then.

@@ -19,7 +19,7 @@ from .diagnostics import Monitor
 from .discriminators import KeypointDiscriminator, MotionDiscriminator, PartKCSDiscriminator
 from .errors import PoseAugError
 from .execution import Execution
-from .generation import Augmented, BatchAugmenter, Draft, evenly_spaced
+from .generation import Augmented, BatchAugmenter, Draft, detached, evenly_spaced
 from .guarded import GuardedAdam
 from .hardness import HardnessPredictor
 from .isolation import saved_buffers, seeded_stream
@@ -54,7 +54,7 @@ class Turn(NamedTuple):
     policy_learns: bool
     critics_learn: bool
     progress: float  # 0 where nothing but the learning rate changes with it
-    stored: tuple[int, ...]  # poses in the critics' pools
+    poses: int  # that the batch has
     recurs: bool  # the same arithmetic again: nothing of the user's, no options that change
 
 
@@ -224,8 +224,8 @@ class PolicyTrainer:
             skip: Not zero where the user's own step is being undone on the device: then no network
                 changes either.
         """
-        turn = self._turn(estimator_error)
-        run = self.execution.run if turn.recurs else _as_written
+        turn = self._turn(augmented, estimator_error)
+        run = self.execution.run if turn.recurs and self._pools_are_settled else _as_written
         learned = None
         if augmented is not None:
             learned = run(self._learn, augmented, observed, estimator_error, turn)
@@ -243,20 +243,25 @@ class PolicyTrainer:
                 if name != "predictor":
                     adam.set_learning_rate(adam.learning_rate * linear_decay(self.progress))
         readings = None if learned is None else learned.readings
-        # With the turn, though it does not read it, so that it is recorded no sooner than what it
-        # takes its gradients from.
+        # With the turn, though it does not read it: then it is recorded no sooner than what its
+        # gradients come from, and can take them where they are.
         run(self._apply, lessons, tuple(own), skip, readings, turn)
         self.num_updates += 1
 
-    def _turn(self, estimator_error: ErrorOf | None) -> Turn:
+    def _turn(self, augmented: Augmented | None, estimator_error: ErrorOf | None) -> Turn:
         recurs = estimator_error is None and not self.config.scheduled
         return Turn(
             self.policy_learns,
             self._critics_learn,
             0.0 if recurs else self.progress,
-            tuple(len(critic.pool) for critic in self.critics),
+            0 if augmented is None else augmented.joints.shape[0],
             recurs,
         )
+
+    @property
+    def _pools_are_settled(self) -> bool:
+        """Whether critics swap poses as they will from now on; how full a pool is is Python's."""
+        return all(len(critic.pool) in (0, critic.pool.capacity) for critic in self.critics)
 
     def _learn(
         self,
@@ -274,11 +279,10 @@ class PolicyTrainer:
         weight = poses.usable.to(poses.joints.dtype).sum()
         if turn.policy_learns:
             assert self._policy_adam is not None
-            generated, terms = (compute if turn.recurs else _as_written)(
+            total, generated, losses["policy"] = (compute if turn.recurs else _as_written)(
                 self._policy_losses, augmented.draft, estimator_error, turn.progress
             )
-            lessons["policy"] = Lesson(self._policy_adam.gradients(terms.total), weight)
-            losses["policy"] = PolicyLosses(*(x.detach() for x in terms))
+            lessons["policy"] = Lesson(self._policy_adam.gradients(total), weight)
         else:
             generated = compute(self.augmenter.generate, augmented.draft, augmented.made)
         if turn.critics_learn:
@@ -342,7 +346,8 @@ class PolicyTrainer:
 
     def _policy_losses(
         self, draft: Draft, estimator_error: ErrorOf | None, progress: float
-    ) -> tuple[Generated, PolicyLosses]:
+    ) -> tuple[Tensor, Generated, PolicyLosses]:
+        """The total to be differentiated; poses and terms without a graph."""
         generated = self.augmenter.generate(draft)
         error_of = self._predicted_error if self.config.feedback == "predicted" else estimator_error
         critics = {critic.name: critic.network for critic in self._critics_of(generated)}
@@ -357,7 +362,7 @@ class PolicyTrainer:
             self.policy.entropy(),
             critics.get("motion"),
         )
-        return generated, losses
+        return losses.total, detached(generated), detached(losses)
 
     def _predicted_error(self, keypoints: Tensor, joints: Tensor) -> Tensor:
         return self.augmenter.predict(keypoints, joints).exp().unsqueeze(-1)

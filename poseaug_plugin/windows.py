@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -31,7 +31,8 @@ def one_frame(poses: Tensor, frame: Tensor | None) -> Tensor:
     return poses.take_along_dim(frame[:, None, None, None], 1)[:, 0]
 
 
-@lru_cache(maxsize=64)
+# Kept for good: a recorded CUDA graph reads it where it is.
+@cache
 def _compared_frames(frames: int, device: torch.device) -> Tensor:
     middle = middle_frame(frames)
     before, after = middle, frames - 1 - middle

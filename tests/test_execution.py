@@ -9,43 +9,90 @@ import pytest
 import torch
 from loops import HOOKS, differences, frozen_state, make_hook, make_lifter, stream, train
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from poseaug_plugin import PoseAugHook, RandomPolicy, execution
-from poseaug_plugin.execution import Execution, _tensors_in, _with_tensors
+from poseaug_plugin import PoseAugHook, PoseAugWarning, PoseSource, RandomPolicy, execution
+from poseaug_plugin.execution import Execution, _tensors_in
 
 WARM_UP = execution._WARM_UP
 
 
-class Recalled:
-    """Does what a CUDA graph does: the same work on the same memory, whatever it is given."""
+class Operators(TorchDispatchMode):
+    """Writes down every operator, and refuses what would wait for a GPU."""
 
-    def __init__(self, own: Execution, method: Callable[..., Any], arguments: Any) -> None:
-        kept = {id(x) for r in own._recordings.values() for x in _tensors_in(r.outputs)}
-        self.inputs = [x if id(x) in kept else x.clone() for x in _tensors_in(arguments)]
-        self.method, self.arguments = method, _with_tensors(arguments, iter(self.inputs))
-        self.graph, self.outputs = self, None
-        self.num_own = sum(id(x) not in kept for x in self.inputs)
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[tuple[Any, tuple[Any, ...], dict[str, Any], Any]] = []
 
+    def __torch_dispatch__(
+        self, operator: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Do it."""
+        if operator is torch.ops.aten._local_scalar_dense.default:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        made = operator(*args, **(kwargs or {}))
+        self.done.append((operator, args, kwargs or {}, made))
+        return made
+
+
+class Graph:
+    """Does what a CUDA graph does: the same operators on the same memory, and no Python."""
+
+    def __init__(self, operators: Operators) -> None:
+        self.operators, self.replays = operators, 0
+
+    @torch.no_grad()
     def replay(self) -> None:
-        made = self.method(*self.arguments)
-        if self.outputs is None:
-            self.outputs = made
-        for kept, new in zip(_tensors_in(self.outputs), _tensors_in(made), strict=True):
-            if kept is not new:
-                kept.copy_(new)
+        self.replays += 1
+        if self.replays == 1:  # a capture does nothing; this one did it already
+            return
+        for operator, args, kwargs, made in self.operators.done:
+            if operator._schema.is_mutable:
+                operator(*args, **kwargs)
+            elif not operator.is_view:
+                again = operator(*args, **kwargs)
+                for kept, new in zip(tree_leaves(made), tree_leaves(again), strict=True):
+                    if isinstance(kept, Tensor) and kept.data_ptr() != new.data_ptr():
+                        kept.detach().copy_(new.detach())
+
+
+class Recording(Execution):
+    """One that records without a GPU."""
+
+    def __init__(self, generator: torch.Generator, *, records: bool, compiles: bool) -> None:
+        super().__init__(generator, records=records, compiles=compiles)
+        assert not self.records  # there is no GPU
+        self.records = records
+        self.is_off = False  # but steps are taken as if not
+
+    def run(self, method: Callable[..., Any], *arguments: Any) -> Any:
+        """As the real one."""
+        return method(*arguments) if self.is_off else super().run(method, *arguments)
+
+    def _record(self, method: Any, arguments: Any, inputs: Any) -> Any:
+        with Operators() as operators:
+            outputs = method(*arguments)
+        return execution._Recording(Graph(operators), inputs, outputs)  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Execution, "_record", lambda own, *work: Recalled(own, *work))
+    monkeypatch.setattr("poseaug_plugin.training.Execution", Recording)
     monkeypatch.setattr(execution, "_must_run_as_written", lambda: False)
 
 
-def recording_execution() -> Execution:
-    own = Execution(torch.Generator(), records=True, compiles=False)
-    assert not own.records  # there is no GPU
-    own.records = True
-    return own
+def recording_execution() -> Recording:
+    return Recording(torch.Generator(), records=True, compiles=False)
+
+
+def num_copied(own: Execution) -> dict[str, int]:
+    """How many inputs of each kind of recording are memory of its own."""
+    outputs = {id(x) for r in own._recordings.values() for x in _tensors_in(r.outputs)}
+    return {
+        kind[0]: sum(id(x) not in outputs for x in recording.inputs)  # type: ignore[index]
+        for kind, recording in own._recordings.items()
+    }
 
 
 class Pair(NamedTuple):
@@ -103,7 +150,7 @@ def test_what_another_recording_puts_out_is_not_copied() -> None:
         outputs = call(own, float(i), float(i))
         summed = own.run(summed_up, *outputs)
         assert summed == 2 * 2 * i + 3 * (i + 1)
-    assert [recording.num_own for recording in own._recordings.values()] == [2, 0]
+    assert num_copied(own) == {"doubled": 2, "summed_up": 0}
 
 
 def test_forgotten_recordings_are_made_again() -> None:
@@ -117,55 +164,139 @@ def test_forgotten_recordings_are_made_again() -> None:
     assert len(own._recordings) == 1
 
 
+BATCH = stream(1, size=5)[0]
 CASES: dict[str, dict[str, Any]] = {
-    **{name: options for name, options in HOOKS.items() if name != "estimator, as found"},
+    **HOOKS,
     "append": {"mix": "append"},
+    "update batch": {"mix": "append", "update_batch": 8},
     "in turn": {"policy_interval": 2},
-    "decay": {"decay_learning_rate": True, "total_updates": 40},
-    "given real poses": {"real_poses_3d": stream(1, size=5)[0].inputs_3d[:, 0]},
+    "seldom": {"critic_interval": 5},
+    "decay": {"decay_learning_rate": True, "total_updates": 100},
+    "released network": {"start": "released"},
+    "without feedback": {"feedback": "none"},
+    "without pools": {"pool_capacity": 0},
+    "given real poses": {"real_poses_3d": BATCH.inputs_3d[:, 0]},
+    "given places": {"real_poses_2d": BATCH.inputs_2d[:, 0], "placement": "real_poses_2d"},
 }
 
 
-def trained(options: dict[str, Any], records: bool, frames: int) -> PoseAugHook:
+def trained(options: dict[str, Any], records: bool, frames: int = 1, more: int = 0) -> PoseAugHook:
+    """Until the pools are full, then every kind of update often enough to be replayed."""
     estimator = make_lifter(frames=frames)
     hook = make_hook(estimator, **options)
-    hook._trainer.execution.records = records  # type: ignore[union-attr]
+    hook._trainer.execution.is_off = not records  # type: ignore[union-attr]
+    optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-3)
     torch.manual_seed(0)
-    # Until the pools are full, then every kind of update often enough, and a smaller last batch.
-    batches = [*stream(26, frames=frames), *stream(1, size=5, frames=frames)]
-    train(hook, estimator, torch.optim.Adam(estimator.parameters(), lr=1e-3), batches)
+    size = 40 if "critic_interval" in options else 16
+    train(hook, estimator, optimizer, stream(28 + more, size=size, frames=frames))
+    # A smaller last batch, and then on.
+    train(hook, estimator, optimizer, stream(1, size=5, frames=frames))
+    train(hook, estimator, optimizer, stream(4, size=size, seed=1, frames=frames))
     return hook
+
+
+def replays(hook: PoseAugHook) -> dict[str, int]:
+    recordings = hook._trainer.execution._recordings  # type: ignore[union-attr]
+    found: dict[str, int] = {}
+    for kind, recording in recordings.items():
+        name = kind[0]  # type: ignore[index]
+        found[name] = found.get(name, 0) + recording.graph.replays  # type: ignore[attr-defined]
+    return found
 
 
 @pytest.mark.parametrize("frames", [1, 3])
 @pytest.mark.parametrize("case", CASES)
 def test_hook_learns_the_same_from_recordings(case: str, frames: int) -> None:
     written, recorded = (trained(CASES[case], records, frames) for records in (False, True))
-    assert differences(frozen_state(written), frozen_state(recorded)) == []
-    names = {kind[0] for kind in recorded._trainer.execution._recordings}  # type: ignore
-    asks = recorded.config.feedback == "estimator"
-    assert names == ({"augment"} if asks else {"augment", "_learn", "_apply"})
+    states = frozen_state(written), frozen_state(recorded)
+    assert replays(written) == {}
+    assert differences(*states) == []
+    assert differences(tuple(written.losses), tuple(recorded.losses)) == []
+    found = replays(recorded)
+    assert found["augment"] > 5
+    recurs = recorded.config.feedback != "estimator"
+    assert (found.get("_learn", 0) > 2) == recurs
+    assert (found.get("_apply", 0) > 2) == recurs
+
+
+def test_windows_from_a_source_are_drawn_by_recordings() -> None:
+    batch = stream(1, size=4, frames=9)[0]
+    sequences = [poses.numpy() for poses in batch.inputs_3d]
+    states = []
+    for records in (False, True):
+        source = PoseSource(sequences, batch.camera.numpy())
+        hook = trained({"source": source}, records, frames=3)
+        states.append(frozen_state(hook))
+    assert differences(*states) == []
+    assert replays(hook)["augment"] > 5
+
+
+def test_steps_that_a_scaler_undoes_teach_nothing() -> None:
+    """Also where the step is replayed, as those before it were."""
+    states = []
+    for records in (False, True):
+        hook = trained({}, records)
+        estimator, generator = make_lifter(), torch.Generator().manual_seed(0)
+        trainer = hook._trainer
+        for overflows in (0.0,) * 10 + (1.0, 1.0, 0.0):
+            camera, inputs_3d, inputs_2d = stream(1)[0]
+            before = frozen_state(hook)["training"]["modules"]
+            hook.augment(inputs_2d, inputs_3d, camera)
+            hook.observe(torch.rand(inputs_3d.shape, generator=generator))
+            hook._train(skip=torch.tensor(overflows))
+            now = hook.state_dict()["training"]["modules"]
+            changed = {name.split(".")[0] for name in differences(before, now)}
+            assert ("/policy" in changed) == (not overflows)
+            assert ("/predictor" in changed) == (not overflows)
+        states.append(frozen_state(hook))
+        del estimator
+    assert differences(*states) == []
+    kinds = trainer.execution._recordings.items()  # type: ignore[union-attr]
+    assert any(kind[0] == "_apply" and r.graph.replays > 3 for kind, r in kinds)  # type: ignore
 
 
 def test_steps_take_their_gradients_where_they_are() -> None:
-    hook = trained({}, True, 1)
-    recordings = hook._trainer.execution._recordings  # type: ignore[union-attr]
-    copied = {kind[0]: r.num_own for kind, r in recordings.items()}  # type: ignore[attr-defined]
+    hook = trained({}, True)
+    copied = num_copied(hook._trainer.execution)  # type: ignore[union-attr]
     assert copied["_apply"] == 0
     assert copied["_learn"] == 1  # the observed error
 
 
+def test_recording_goes_on_after_a_state_was_loaded() -> None:
+    states = []
+    for records in (False, True):
+        hook, estimator = trained({}, records), make_lifter(seed=1)
+        optimizer = torch.optim.Adam(estimator.parameters(), lr=1e-3)
+        hook.load_state_dict(frozen_state(hook))
+        assert replays(hook) == {}
+        hook.remove()
+        other = make_hook(estimator)
+        other._trainer.execution.is_off = not records  # type: ignore[union-attr]
+        other.load_state_dict(frozen_state(hook))
+        train(other, estimator, optimizer, stream(9))
+        states.append(frozen_state(other))
+    assert differences(*states) == []
+    assert replays(other)["_apply"] > 1
+
+
+def test_what_cannot_be_recorded_goes_on_as_it_is_written() -> None:
+    def waiting(x: Tensor) -> Tensor:
+        return x * x.sum().item()
+
+    own = recording_execution()
+    for _ in range(WARM_UP):
+        assert own.run(waiting, torch.ones(2)).tolist() == [2.0, 2.0]
+    with pytest.warns(PoseAugWarning, match="cuda_graphs=False"):
+        assert own.run(waiting, torch.ones(2)).tolist() == [2.0, 2.0]
+    assert own.run(waiting, torch.ones(3)).tolist() == [3.0] * 3
+    assert not own.records
+
+
 def test_losses_that_were_read_stay_as_they_were() -> None:
-    hook = trained({}, True, 1)
+    hook = trained({}, True)
     losses = hook.losses
     hook._trainer.losses.critic_3d.add_(1.0)  # type: ignore[union-attr]
     assert losses.critic_3d != hook.losses.critic_3d
-
-
-def test_loading_a_state_forgets_what_was_recorded() -> None:
-    hook = trained({}, True, 1)
-    hook.load_state_dict(hook.state_dict())
-    assert not hook._trainer.execution._recordings  # type: ignore[union-attr]
 
 
 def test_policies_of_ones_own_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,19 +313,3 @@ def test_policies_of_ones_own_are_not_recorded(monkeypatch: pytest.MonkeyPatch) 
         {"records": False, "compiles": False},
         {"records": False, "compiles": True},
     ]
-
-
-def test_learning_is_recorded_once_the_pools_are_full() -> None:
-    """How full they are is Python's, which a recording does not ask."""
-    estimator = make_lifter()
-    hook = make_hook(estimator)
-    trainer, optimizer = hook._trainer, torch.optim.Adam(estimator.parameters(), lr=1e-3)
-    trainer.execution.records = True  # type: ignore[union-attr]
-    seen = []
-    for batch in stream(26):
-        full = all(len(c.pool) == c.pool.capacity for c in trainer.critics if len(c.pool))  # type: ignore
-        train(hook, estimator, optimizer, [batch])
-        kinds = [kind[0] for kind in trainer.execution._recordings]  # type: ignore
-        seen.append((full, "_learn" in kinds))
-    assert (False, True) not in seen
-    assert (True, True) in seen

@@ -95,3 +95,47 @@ def test_gradients_of_grouped_layers_are_not_laid_out_as_their_weights() -> None
     layer = GroupedLinear(4, 12, 7)
     gradient = torch.autograd.grad(layer(torch.ones(5, 4, 12)).square().sum(), layer.weight)[0]
     assert gradient.stride() != layer.weight.stride()
+
+
+@pytest.mark.parametrize("from_recordable", [False, True])
+@pytest.mark.parametrize("to_recordable", [False, True])
+def test_states_are_the_same_whether_recordable_or_not(
+    from_recordable: bool, to_recordable: bool
+) -> None:
+    network = nn.Linear(3, 4)
+    first = GuardedAdam(network, 0.1, 1.0, recordable=from_recordable)
+    first.set_learning_rate(1e-4)
+    first.step([torch.ones(4, 3), torch.ones(4)], torch.tensor(True))
+    state = first.state_dict()
+    (group,) = state["param_groups"]
+    assert group["lr"] == 1e-4
+    assert group["capturable"] is False
+    other = GuardedAdam(deepcopy(network), 0.1, 1.0, recordable=to_recordable)
+    assert other.problems_with(state) == []
+    other.load_state_dict(state)
+    assert other.state_dict()["param_groups"] == state["param_groups"]
+    assert other.adam.param_groups[0]["capturable"] is to_recordable
+    assert float(other.adam.param_groups[0]["lr"]) == pytest.approx(1e-4, rel=1e-6)
+    for adam in (first, other):
+        adam.step([torch.ones(4, 3), torch.ones(4)], torch.tensor(True))
+    for a, b in zip(first.parameters, other.parameters, strict=True):
+        assert torch.allclose(a, b, atol=1e-7)
+
+
+def test_a_rate_that_is_no_number_is_refused_before_loading() -> None:
+    adam = GuardedAdam(nn.Linear(3, 4), 0.1, 1.0)
+    state = adam.state_dict()
+    state["param_groups"][0]["lr"] = "fast"
+    assert adam.problems_with(state) == ["not the state of an Adam optimizer"]
+
+
+def test_one_gradient_for_two_parameters_is_clipped_once() -> None:
+    network = nn.Module()
+    network.a, network.b = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+    adam = GuardedAdam(network, 0.1, 1.0)
+    first, second = adam.gradients((100 * (network.a + network.b)).sum())
+    assert first is not second
+    taken: list[Tensor] = []
+    adam.adam.register_step_pre_hook(lambda *_: taken.extend(p.grad for p in adam.parameters))
+    adam.step([first, second], torch.tensor(True))
+    assert torch.allclose(torch.cat(taken).norm(), torch.tensor(1.0), atol=1e-4)

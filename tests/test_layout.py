@@ -57,7 +57,7 @@ LEAVES = {
     "pool": set(),
     "isolation": set(),
     "observation": set(),
-    "execution": set(),
+    "execution": {"errors"},
     "guarded": set(),
     "ranks": set(),
     "mixing": set(),
