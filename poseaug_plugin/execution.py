@@ -41,9 +41,6 @@ class Execution:
         can_record = hasattr(torch.cuda.CUDAGraph, "register_generator_state")
         self.records = records and can_record and generator.device.type == "cuda"
         self.compiles = compiles
-        self._streams: list[torch.cuda.Stream] | None = (
-            None  # while recording: those not waited for
-        )
         self._stream: torch.cuda.Stream | None = None
         self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
         self.forget()
@@ -63,14 +60,12 @@ class Execution:
         """
         if not self.compiles:
             return method(*arguments)
-        function, its_object = (
-            getattr(method, "__func__", method),
-            getattr(method, "__self__", None),
-        )
+        # Not the bound method: kept, it would keep its object, and so all of the hook's, alive.
+        function = getattr(method, "__func__", method)
         if function not in self._compiled:
             self._compiled[function] = torch.compile(function, dynamic=False)
-        itself = () if its_object is None else (its_object,)
-        return self._compiled[function](*itself, *arguments)
+        its_object = () if function is method else (method.__self__,)  # type: ignore[attr-defined]
+        return self._compiled[function](*its_object, *arguments)
 
     def run(self, method: Callable[..., Result], *arguments: Any) -> Result:  # noqa: ANN401
         """``method(*arguments)``, recorded and replayed: work that stays on the device.
