@@ -330,8 +330,8 @@ def count_operators(name: str, make: Callable[[], nn.Module], arguments: Any) ->
         return count.total / 2
 
     plain = operators(None)
-    cases: dict[str, dict[str, Any]] = {
-        "hook": {"cuda_graphs": False},
+    cases: dict[str, Row] = {
+        "hook": {},
         "in_turn": {"policy_interval": 2},
         "random": {"preset": "random"},
     }

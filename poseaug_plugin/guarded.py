@@ -50,7 +50,9 @@ class GuardedAdam:
         return [g if firsts[id(g)] == i else g.clone() for i, g in enumerate(gradients)]
 
     def set_learning_rate(self, rate: float) -> None:
-        """From now on step at this rate."""
+        """From now on step at this rate; costs nothing where that is so already."""
+        if rate == self._rate:
+            return
         self._rate = rate
         for group in self.adam.param_groups:
             if isinstance(group["lr"], Tensor):

@@ -232,16 +232,15 @@ class PolicyTrainer:
             self.losses = self.losses._replace(**learned.losses)
         own = {} if learned is None else learned.lessons
         lessons = own
-        if self.ranks is not None and self._learning():
+        if self.ranks is not None and (learning := self._learning()):
             # The same networks on every rank, whoever has something for them.
-            lessons = {name: self._nothing_for(adam) for name, adam in self._learning().items()}
+            lessons = {name: self._nothing_for(adam) for name, adam in learning.items()}
             lessons |= own
             averaged = self.ranks.average(list(lessons.values()), self._moving_buffers())
             lessons = dict(zip(lessons, averaged, strict=True))
-        if self.config.decay_learning_rate:
-            for name, adam in self._adams().items():
-                if name != "predictor":
-                    adam.set_learning_rate(adam.learning_rate * linear_decay(self.progress))
+        rate = linear_decay(self.progress) if self.config.decay_learning_rate else 1.0
+        for name, adam in self._adams().items():
+            adam.set_learning_rate(adam.learning_rate * (rate if name != "predictor" else 1.0))
         readings = None if learned is None else learned.readings
         # With the turn, though it does not read it: then it is recorded no sooner than what its
         # gradients come from, and can take them where they are.

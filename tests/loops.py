@@ -31,6 +31,16 @@ HOOKS: dict[str, dict[str, Any]] = {
     "random": {"preset": "random"},
 }
 
+# How an update can go, beside that.
+UPDATES: dict[str, dict[str, Any]] = {
+    "append": {"mix": "append"},
+    "update batch": {"mix": "append", "update_batch": 8},
+    "in turn": {"policy_interval": 2},
+    "decay": {"decay_learning_rate": True, "total_updates": 100},
+    "released network": {"start": "released"},
+    "without feedback": {"feedback": "none"},
+}
+
 
 class Batch(NamedTuple):
     """What VideoPose3D's generator yields, as tensors."""

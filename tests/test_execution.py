@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from loops import HOOKS, differences, frozen_state, make_hook, make_lifter, stream, train
+from loops import HOOKS, UPDATES, differences, frozen_state, make_hook, make_lifter, stream, train
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -167,13 +167,8 @@ def test_forgotten_recordings_are_made_again() -> None:
 BATCH = stream(1, size=5)[0]
 CASES: dict[str, dict[str, Any]] = {
     **HOOKS,
-    "append": {"mix": "append"},
-    "update batch": {"mix": "append", "update_batch": 8},
-    "in turn": {"policy_interval": 2},
+    **UPDATES,
     "seldom": {"critic_interval": 5},
-    "decay": {"decay_learning_rate": True, "total_updates": 100},
-    "released network": {"start": "released"},
-    "without feedback": {"feedback": "none"},
     "without pools": {"pool_capacity": 0},
     "given real poses": {"real_poses_3d": BATCH.inputs_3d[:, 0]},
     "given places": {"real_poses_2d": BATCH.inputs_2d[:, 0], "placement": "real_poses_2d"},
@@ -235,8 +230,7 @@ def test_steps_that_a_scaler_undoes_teach_nothing() -> None:
     """Also where the step is replayed, as those before it were."""
     states = []
     for records in (False, True):
-        hook = trained({}, records)
-        estimator, generator = make_lifter(), torch.Generator().manual_seed(0)
+        hook, generator = trained({}, records), torch.Generator().manual_seed(0)
         trainer = hook._trainer
         for overflows in (0.0,) * 10 + (1.0, 1.0, 0.0):
             camera, inputs_3d, inputs_2d = stream(1)[0]
@@ -249,7 +243,6 @@ def test_steps_that_a_scaler_undoes_teach_nothing() -> None:
             assert ("/policy" in changed) == (not overflows)
             assert ("/predictor" in changed) == (not overflows)
         states.append(frozen_state(hook))
-        del estimator
     assert differences(*states) == []
     kinds = trainer.execution._recordings.items()  # type: ignore[union-attr]
     assert any(kind[0] == "_apply" and r.graph.replays > 3 for kind, r in kinds)  # type: ignore

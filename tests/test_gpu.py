@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-from loops import SMALL, Batch, differences, frozen_state, make_hook, make_lifter, stream, train
+from loops import (
+    HOOKS,
+    SMALL,
+    UPDATES,
+    Batch,
+    differences,
+    frozen_state,
+    make_hook,
+    make_lifter,
+    stream,
+    train,
+)
 
 from poseaug_plugin import PoseAugHook, PoseSource, RandomPolicy
 from poseaug_plugin.isolation import seeded_stream
@@ -19,15 +30,10 @@ ENOUGH = 28
 
 CASES: dict[str, dict[str, Any]] = {
     "replace": {},
-    "append": {"mix": "append"},
-    "in turn": {"policy_interval": 2},
-    "random": {"preset": "random"},
-    "no feedback": {"feedback": "none"},
-    "decay": {"decay_learning_rate": True, "total_updates": 40},
-    "update batch": {"mix": "append", "update_batch": 8},
-    "released network": {"start": "released"},
-    "through the estimator": {"feedback": "estimator"},
-    "released": {"preset": "released", "total_updates": 40},
+    **UPDATES,
+    "random": HOOKS["random"],
+    "through the estimator": HOOKS["estimator, frozen"],
+    "released": HOOKS["released"],
 }
 
 

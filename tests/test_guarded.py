@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import human_poses
+from loops import make_hook, make_lifter, stream, train
 from torch import Tensor, nn
 
 from poseaug_plugin import H36M_16, AugmentationPolicy, HardnessPredictor, PartKCSDiscriminator
@@ -139,3 +140,20 @@ def test_one_gradient_for_two_parameters_is_clipped_once() -> None:
     adam.adam.register_step_pre_hook(lambda *_: taken.extend(p.grad for p in adam.parameters))
     adam.step([first, second], torch.tensor(True))
     assert torch.allclose(torch.cat(taken).norm(), torch.tensor(1.0), atol=1e-4)
+
+
+def test_a_loaded_hook_steps_at_the_rate_of_its_own_options() -> None:
+    """Also where the one that was saved had another, or had it decay."""
+    estimator = make_lifter()
+    saved = make_hook(estimator, learning_rate=1e-2, decay_learning_rate=True, total_updates=9)
+    train(saved, estimator, torch.optim.Adam(estimator.parameters()), stream(3))
+    state = saved.state_dict()
+    saved.remove()
+    hook = make_hook(estimator, learning_rate=1e-3)
+    hook.load_state_dict(state)
+    train(hook, estimator, torch.optim.Adam(estimator.parameters()), stream(1))
+    rates = {
+        name: adam["param_groups"][0]["lr"]
+        for name, adam in hook.state_dict()["training"]["optimizers"].items()
+    }
+    assert rates["policy"] == rates["critic_3d"] == rates["critic_2d"] == 1e-3

@@ -20,6 +20,7 @@ from helpers import h36m_intrinsics, human_poses
 from loops import (
     HOOKS,
     OPTIMIZERS,
+    UPDATES,
     Batch,
     Host,
     Trace,
@@ -1227,13 +1228,9 @@ assert not any(name.startswith("poseaug_plugin.") for name in sys.modules)
 # -- torch.compile ---------------------------------------------------------------------------------
 
 
-COMPILED: dict[str, dict[str, Any]] = {
-    "default": {},
-    "append": {"mix": "append"},
-    "in turn": {"policy_interval": 2},
-    "random": {"preset": "random"},
-    "released network": {"start": "released"},
-    "released": {"preset": "released", "total_updates": 20},
+COMPILED = {
+    **{name: HOOKS[name] for name in ("default", "random", "released")},
+    **{name: UPDATES[name] for name in ("append", "in turn", "released network")},
 }
 
 
