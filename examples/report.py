@@ -136,7 +136,7 @@ def format_generalisation(results: list[Result]) -> str:
     """A Markdown table per estimator of what `benchmark_generalisation.py` wrote.
 
     Errors in mm, mean over the seeds, plus-minus their standard deviation; the change against the
-    first row's MPJPE. The last columns are the cross-dataset MPJPE by kind of camera.
+    first two rows' MPJPE. The last columns are the cross-dataset MPJPE by kind of camera.
     """
     if not results:
         return "no finished runs"
@@ -172,11 +172,7 @@ def _generalisation_of(results: list[Result], title: str) -> str:
         for test in tests:
             columns = (values_of(results, row, test, figure) for figure in figures)
             cells.append(" / ".join(_spread(values) for values in columns))
-        error = mean(values_of(results, row, hardest, "MPJPE"))
-        change = " / ".join(
-            _change(error, mean(values_of(results, other, hardest, "MPJPE"))) or "-"
-            for other in references
-        )
+        change = " / ".join(_paired_change(results, row, o, hardest) or "-" for o in references)
         runs = [r for r in results if r["row"] == row]
         cameras = (f"{mean(r['tests'][hardest]['by camera'][g] for r in runs):.0f}" for g in groups)
         told = len(runs) in range(1, max(2, most))
@@ -186,6 +182,18 @@ def _generalisation_of(results: list[Result], title: str) -> str:
             f"{_factors(runs)} |"
         )
     return "\n".join(lines)
+
+
+def _paired_change(results: list[Result], row: str, reference: str, test: str) -> str:
+    """Of a row's MPJPE against another's, over the seeds that both have: seeds differ."""
+    errors = {
+        name: {r["seed"]: r["tests"][test]["MPJPE"] for r in results if r["row"] == name}
+        for name in (row, reference)
+    }
+    both = errors[row].keys() & errors[reference].keys()
+    if not both:
+        return ""
+    return _change(*(mean(errors[name][seed] for seed in both) for name in (row, reference)))
 
 
 def format_steps_compact(rows: list[Result]) -> str:

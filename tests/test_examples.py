@@ -136,6 +136,25 @@ def test_table_of_results() -> None:
     assert "| hook | 80.0 | 40.0 | 90.0 | -20.0 % |  | 1,000 |" in table
 
 
+def test_changes_are_over_the_seeds_that_both_rows_have() -> None:
+    from report import format_generalisation
+
+    def run(row: str, seed: int, mpjpe: float) -> dict[str, Any]:
+        errors = {"MPJPE": mpjpe, "N-MPJPE": mpjpe, "P-MPJPE": mpjpe, "by camera": {"knee": mpjpe}}
+        made = {"estimator": "net", "frames": 1, "size": "small", "updates": 3}
+        tests = {"in-domain": errors, "cross-dataset": errors}
+        return result(row, seed, mpjpe) | made | {"tests": tests}
+
+    runs = [run("none", 0, 100.0), run("none", 1, 200.0), run("hook", 0, 80.0)]
+    runs.append(run("other", 2, 50.0))
+    table = format_generalisation(runs)
+    assert "| none | 150.0 ± 70.7 / " in table
+    (hook,) = (line for line in table.splitlines() if line.startswith("| hook (1 seed)"))
+    assert "| -20.0 % / - | 80 |" in hook
+    (other,) = (line for line in table.splitlines() if line.startswith("| other (1 seed)"))
+    assert "| - / - | 50 |" in other
+
+
 def test_table_tells_what_was_learned() -> None:
     from report import format_table
 
