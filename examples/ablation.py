@@ -30,7 +30,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "random, wide (pitch 0.7, roll 0.3)": {"preset": "random", "spread": WIDE},
     "default": {},
     "default without entropy": {"entropy_weight": 0.0},
-    "default without the limit": {"moved_weight": 0.0},
+    "default, with feedback": {"feedback": "predicted"},
     "default without critics": {"weight_3d": 0.0, "weight_2d": 0.0},
     "default from the wide base": {"spread": WIDE},
 }

@@ -56,9 +56,6 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "its wide base alone": {"preset": "random", "spread": WIDE_BASE},
     "released": {"preset": "released"},
     "paper": {"preset": "paper"},
-    "without feedback": {"feedback": "none"},
-    "without feedback, from narrow": {"feedback": "none", "spread": NARROW_BASE},
-    "without feedback, from wide": {"feedback": "none", "spread": WIDE_BASE},
     "without critics": {"weight_3d": 0.0, "weight_2d": 0.0, "weight_motion": 0.0},
     "without the 3D critic": {"weight_3d": 0.0},
     "without the 2D critic": {"weight_2d": 0.0},
@@ -76,6 +73,14 @@ ROWS: dict[str, dict[str, Any] | None] = {
     # How much is the bodies: bone lengths of the people who are tested on are given away.
     "told the bodies: none": None,
     "told the bodies: default": {},
+}
+
+
+# Those of them that learn, with the error's feedback on.
+ROWS |= {
+    f"{name}, with feedback": {**options, "feedback": "predicted"}
+    for name, options in ROWS.items()
+    if options is not None and "preset" not in options
 }
 
 

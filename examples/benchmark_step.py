@@ -66,7 +66,9 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "replace (default)": (1, {}),
     "append, over 2B": (2, {"mix": "append"}),
     "random augmentation": (1, {"preset": "random"}),
-    "feedback through the estimator": (1, {"feedback": "estimator"}),
+    "replace, predicted feedback": (1, {"feedback": "predicted"}),
+    "append, predicted feedback, over 2B": (2, {"mix": "append", "feedback": "predicted"}),
+    "replace, feedback through the estimator": (1, {"feedback": "estimator"}),
 }
 GPU_CASES: dict[str, tuple[int, dict[str, Any]]] = CASES | {
     "replace, compile=True": (1, {"compile": True}),
@@ -332,6 +334,7 @@ def count_operators(name: str, make: Callable[[], nn.Module], arguments: Any) ->
     plain = operators(None)
     cases: dict[str, Row] = {
         "hook": {},
+        "predicted": {"feedback": "predicted"},
         "in_turn": {"policy_interval": 2},
         "random": {"preset": "random"},
     }

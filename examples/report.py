@@ -240,11 +240,12 @@ def format_steps(rows: list[Result]) -> str:
         tables.append(_table([*head, "the estimator's own"], cells))
     if of("operators"):
         head = "operators of a step", "the estimator's, its loss and optimizer", "the hook's"
+        columns = ("plain", "hook", "predicted", "in_turn", "random")
         cells = [
-            [r["estimator"], *(f"{r[key]:.0f}" for key in ("plain", "hook", "in_turn", "random"))]
+            [r["estimator"], *(f"{r[key]:.0f}" for key in columns)]
             for r in of("operators")
         ]
-        added = "with `policy_interval=2`", "random augmentation's"
+        added = "with predicted feedback", "with `policy_interval=2`", "random augmentation's"
         tables.append(_table([*head, *added], cells))
     if of("shared"):
         head = "gradient taken from the user's own backward pass", "cosine with an isolated pass's"

@@ -30,8 +30,10 @@ class PoseAugConfig:
         width: Hidden width of policy and 3D critic.
         mix: ``"replace"`` a share of the batch, or ``"append"`` an augmented copy of all of it.
         share: Share of the batch that is replaced.
-        feedback: Which error the policy hears about: the one ``"predicted"`` from watching the
-            user's own forward pass, the ``"estimator"``'s in isolated passes, or ``"none"``.
+        feedback: Which error the policy hears about: ``"none"``, the one ``"predicted"`` from
+            watching the user's own forward pass, or the ``"estimator"``'s in isolated passes.
+            Neither gained anything where it was measured, and small estimators lost by it
+            (docs/experiments.md, section 17).
         feedback_loss: ``"limit"`` (ours: no harder than ``feedback_limit``), ``"paper"``
             (equation 3) or ``"released"`` (dead zone).
         feedback_limit: For ``"limit"``: the estimator's error on augmented poses, at most, as a
@@ -94,7 +96,7 @@ class PoseAugConfig:
     width: int = 128
     mix: Literal["replace", "append"] = "replace"
     share: float = 0.5
-    feedback: Literal["predicted", "estimator", "none"] = "predicted"
+    feedback: Literal["none", "predicted", "estimator"] = "none"
     feedback_loss: Literal["limit", "paper", "released"] = "limit"
     feedback_limit: float = 0.6
     error: ErrorKind = "mpjpe"
@@ -230,7 +232,7 @@ PAPER = PoseAugConfig(
 )
 """The paper's formulas."""
 
-RANDOM = PoseAugConfig(learned=False, feedback="none")
+RANDOM = PoseAugConfig(learned=False)
 """`RandomPolicy` alone: the baseline to beat."""
 
 PRESETS: dict[str, PoseAugConfig] = {

@@ -20,10 +20,13 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from poseaug_plugin import H36M_16, PoseAugHook, Skeleton, project_points, root_relative
 
 SMALL = {"width": 32, "pool_capacity": 40}
+# With every network that a hook can have.
+SMALL_AND_WHOLE = {**SMALL, "feedback": "predicted"}
 
 # What a hook can be, by name: preset and options.
 HOOKS: dict[str, dict[str, Any]] = {
-    "default": {},
+    "default": {"preset": "default"},
+    "predicted": {"feedback": "predicted"},
     "estimator, frozen": {"feedback": "estimator", "estimator_mode": "frozen"},
     "estimator, as found": {"feedback": "estimator", "estimator_mode": "as_found"},
     "released": {"preset": "released", "total_updates": 20},
@@ -38,7 +41,6 @@ UPDATES: dict[str, dict[str, Any]] = {
     "in turn": {"policy_interval": 2},
     "decay": {"decay_learning_rate": True, "total_updates": 100},
     "released network": {"start": "released"},
-    "without feedback": {"feedback": "none"},
 }
 
 
@@ -126,8 +128,9 @@ def make_lifter(
 
 
 def make_hook(estimator: nn.Module, *arguments: Any, **options: Any) -> PoseAugHook:
-    """A small hook for 16 joints, unless ``options`` say otherwise."""
-    return PoseAugHook(estimator, *arguments, **{"skeleton": "h36m_16", **SMALL, **options})
+    """A small hook for 16 joints with every network, unless ``options`` say otherwise."""
+    usual = SMALL if "preset" in options else SMALL_AND_WHOLE
+    return PoseAugHook(estimator, *arguments, **{"skeleton": "h36m_16", **usual, **options})
 
 
 def mpjpe(predicted: Tensor, target: Tensor) -> Tensor:

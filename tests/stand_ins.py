@@ -6,7 +6,7 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import torch
-from loops import SMALL
+from loops import SMALL_AND_WHOLE
 from torch import Tensor, nn
 
 from poseaug_plugin import HostPoses, PoseAugHook, project_points
@@ -36,7 +36,7 @@ def attach(kind: Kind, estimator: nn.Module, **options: Any) -> tuple[PoseAugHoo
     calls: list[Call] = []
     if kind == "plain":
         return None, calls
-    hook = PoseAugHook(estimator, **SMALL, **options)
+    hook = PoseAugHook(estimator, **SMALL_AND_WHOLE, **options)
     hook.enabled = kind == "active"
     augment = hook.augment
 

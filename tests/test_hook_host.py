@@ -112,7 +112,7 @@ def test_host_is_untouched(host: str, hook: str) -> None:
     assert differences(without_hook(HOSTS[host]), trace) == []
 
 
-@pytest.mark.parametrize("hook", ["default", "estimator, as found"])
+@pytest.mark.parametrize("hook", ["default", "predicted", "estimator, as found"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_host_is_untouched_with_optimizer(optimizer: str, hook: str) -> None:
     host = Host(optimizer=optimizer, overflows=(1,))
@@ -790,9 +790,10 @@ def test_without_auto_step_only_a_call_trains() -> None:
     assert hook.diagnostics().updates == 1
 
 
-def test_default_feedback_never_calls_the_estimator() -> None:
+@pytest.mark.parametrize("name", ["default", "predicted"])
+def test_hook_never_calls_the_estimator(name: str) -> None:
     estimator = make_lifter()
-    hook = make_hook(estimator)
+    hook = make_hook(estimator, **HOOKS[name])
     calls = []
     estimator.register_forward_hook(lambda *_: calls.append(1))
     train(hook, estimator, adam(estimator), list(batches(2)))
@@ -1229,7 +1230,7 @@ assert not any(name.startswith("poseaug_plugin.") for name in sys.modules)
 
 
 COMPILED = {
-    **{name: HOOKS[name] for name in ("default", "random", "released")},
+    **{name: HOOKS[name] for name in ("default", "predicted", "random", "released")},
     **{name: UPDATES[name] for name in ("append", "in turn", "released network")},
 }
 

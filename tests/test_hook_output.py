@@ -159,7 +159,7 @@ def test_changing_inputs_in_place_leaves_the_outputs(mix: str) -> None:
 
 
 @pytest.mark.parametrize("which", ["inputs", "outputs"])
-@pytest.mark.parametrize("hook", ["default", "estimator, frozen"])
+@pytest.mark.parametrize("hook", ["default", "predicted", "estimator, frozen"])
 @pytest.mark.parametrize("root", ["trajectory", "absolute"])
 def test_changes_in_place_do_not_reach_what_the_hook_learns(
     which: str, hook: str, root: str
@@ -269,7 +269,7 @@ def test_small_batches(hook: str, size: int) -> None:
     assert attached.diagnostics().updates == (size > 2)
 
 
-@pytest.mark.parametrize("hook", ["default", "released", "random"])
+@pytest.mark.parametrize("hook", ["default", "predicted", "released", "random"])
 def test_share_too_small_for_a_single_sample(hook: str) -> None:
     estimator = make_lifter()
     attached = make_hook(estimator, share=0.1, **HOOKS[hook])
@@ -919,6 +919,13 @@ def test_hidden_estimator_is_warned_of() -> None:
         hook.step()
     augmented(hook, make_batch())
     hook.step()  # once is enough
+
+
+def test_nobody_is_warned_where_no_feedback_needs_the_prediction() -> None:
+    hook = make_hook(make_lifter(), preset="default")
+    augmented(hook, make_batch())
+    hook.step()  # a warning would be an error here
+    assert hook.diagnostics().updates == 1
 
 
 def test_unreadable_output_is_warned_of() -> None:

@@ -58,7 +58,7 @@ def sample(name: str) -> PoseAugHook:
     return trained(**RESUMED[name])
 
 
-def sample_state(name: str = "default") -> dict[str, Any]:
+def sample_state(name: str = "predicted") -> dict[str, Any]:
     """Its state, to do with as one likes."""
     return frozen_state(sample(name))
 
@@ -121,7 +121,7 @@ def test_taking_the_state_changes_nothing() -> None:
     ["policy", "critic_3d", "critic_2d", "pool_3d", "pool_2d", "predictor", "monitor"],
 )
 def test_everything_that_changes_is_in_it(part: str) -> None:
-    states = frozen_state(make_hook(make_lifter())), sample_state("default")
+    states = frozen_state(make_hook(make_lifter())), sample_state("predicted")
     modules = [state["training"]["modules"] for state in states]
     before, after = ({k: v for k, v in m.items() if k.split(".")[0] == part} for m in modules)
     assert before
@@ -192,7 +192,7 @@ def test_comparison_of_trainings_sees_a_forgotten_hook_state() -> None:
     assert differences(whole.everything(), second.everything()) != []
 
 
-@pytest.mark.parametrize("hook", ["default", "released"])
+@pytest.mark.parametrize("hook", ["default", "predicted", "released"])
 def test_loading_into_a_hook_that_does_not_know_its_skeleton_yet(hook: str) -> None:
     state = sample_state(hook)
     other = make_hook(make_lifter(), skeleton=None, **RESUMED[hook])
@@ -324,8 +324,8 @@ def test_garbage_is_refused(garbage: Any) -> None:
     assert differences(before, hook.state_dict()) == []
 
 
-@pytest.mark.parametrize("theirs", ["default", "released", "paper", "random"])
-@pytest.mark.parametrize("ours", ["default", "released", "paper", "random"])
+@pytest.mark.parametrize("theirs", ["default", "predicted", "released", "paper", "random"])
+@pytest.mark.parametrize("ours", ["default", "predicted", "released", "paper", "random"])
 def test_state_of_another_preset_is_refused(theirs: str, ours: str) -> None:
     state = sample_state(theirs)
     hook = make_hook(make_lifter(), **HOOKS[ours])
@@ -395,8 +395,16 @@ def test_diagnostics_lie_where_they_can(hook: str) -> None:
     assert d.unusable_samples == d.skipped_steps == 0
 
 
-def test_default_preset_reports_everything() -> None:
-    d = sample("default").diagnostics()
+def test_default_preset_has_no_predictor_and_reports_the_rest() -> None:
+    hook = sample("default")
+    missing = [name for name, value in hook.diagnostics()._asdict().items() if value != value]
+    assert missing == ["predictor_r_squared", "accuracy_motion"]
+    assert not [name for name in hook.state_dict()["training"]["modules"] if "predictor" in name]
+    assert hook.losses.policy.feedback == 0
+
+
+def test_hook_with_every_network_reports_everything() -> None:
+    d = sample("predicted").diagnostics()
     assert [name for name, value in d._asdict().items() if value != value] == ["accuracy_motion"]
     assert 0 <= d.accuracy_3d <= 1
     assert 0 <= d.accuracy_2d <= 1
@@ -427,13 +435,13 @@ def test_without_augmented_samples_there_is_no_hardness_ratio() -> None:
 
 
 def test_losses_are_tensors_on_the_device() -> None:
-    losses = sample("default").losses
+    losses = sample("predicted").losses
     values = [*losses.policy, *losses[1:]]
     assert all(isinstance(value, Tensor) and value.dim() == 0 for value in values)
 
 
 def test_total_loss_is_the_sum_of_its_terms() -> None:
-    total, *terms = sample("default").losses.policy
+    total, *terms = sample("predicted").losses.policy
     torch.testing.assert_close(total, sum(terms))
 
 
@@ -450,7 +458,7 @@ def test_diagnostics_before_the_first_batch_say_what_to_do() -> None:
 
 
 def test_repr_tells_the_skeleton_and_the_updates() -> None:
-    assert repr(sample("default")) == "PoseAugHook(skeleton=h36m_16, updates=3, enabled=True)"
+    assert repr(sample("predicted")) == "PoseAugHook(skeleton=h36m_16, updates=3, enabled=True)"
 
 
 # -- the monitor -----------------------------------------------------------------------------------

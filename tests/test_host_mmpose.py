@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from loops import SMALL, Batch, differences, make_batch, same_bits
+from loops import SMALL_AND_WHOLE, Batch, differences, make_batch, same_bits
 from stand_ins import Call, Kind, Run, check_active, check_paused
 from torch import Tensor, nn
 
@@ -168,7 +168,7 @@ class Runner:
 
 
 def make_hook(**options: Any) -> PoseAugMMHook:
-    return PoseAugMMHook(**SMALL, **options)
+    return PoseAugMMHook(**SMALL_AND_WHOLE, **options)
 
 
 @lru_cache
