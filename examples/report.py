@@ -241,10 +241,7 @@ def format_steps(rows: list[Result]) -> str:
     if of("operators"):
         head = "operators of a step", "the estimator's, its loss and optimizer", "the hook's"
         columns = ("plain", "hook", "predicted", "in_turn", "random")
-        cells = [
-            [r["estimator"], *(f"{r[key]:.0f}" for key in columns)]
-            for r in of("operators")
-        ]
+        cells = [[r["estimator"], *(f"{r[key]:.0f}" for key in columns)] for r in of("operators")]
         added = "with predicted feedback", "with `policy_interval=2`", "random augmentation's"
         tables.append(_table([*head, *added], cells))
     if of("shared"):

@@ -42,8 +42,8 @@ _REMEDIES: dict[str, tuple[Callable[[Diagnostics], bool], str]] = {
     "diversity": (
         lambda d: d.diversity < 0.2,
         "the augmented poses of a batch have become nearly the same ({diversity:.2f} of the "
-        "originals' spread): the policy is collapsing. Lower learning_rate or moved_weight, or "
-        "start over with another seed.",
+        "originals' spread): the policy is collapsing. Lower learning_rate, or start over "
+        "with another seed.",
     ),
     "kept_share": (
         lambda d: d.kept_share < 0.5,
@@ -54,7 +54,7 @@ _REMEDIES: dict[str, tuple[Callable[[Diagnostics], bool], str]] = {
     "accuracy_3d": (
         lambda d: d.accuracy_3d > 0.98,
         "the 3D critic tells {accuracy_3d:.0%} of the poses apart, so the augmented poses do not "
-        "look human to it. Raise weight_3d, or lower moved_weight or the spread's bone_angle.",
+        "look human to it. Raise weight_3d, or lower the spread's bone_angle.",
     ),
     "skipped_steps": (
         lambda d: d.skipped_steps > 0.1 * d.updates,

@@ -54,9 +54,9 @@ class PoseAugHook:
     """Adds PoseAug to a training loop that already exists.
 
     ``hook.augment`` gives back a batch like the one it got, with a share of its poses augmented.
-    When the user's optimizer steps, the hook first trains its own networks: policy, critics, and
-    the predictor of the estimator's error. The estimator, its gradients, BatchNorm statistics,
-    optimizer and the global random streams are never touched.
+    When the user's optimizer steps, the hook first trains its own networks: policy and critics, and
+    with ``feedback="predicted"`` a predictor of the estimator's error. The estimator, its
+    gradients, BatchNorm statistics, optimizer and the global random streams are never touched.
 
     Args:
         estimator: The user's 2D-to-3D network, after ``.to(device)``, DDP or ``torch.compile``.
@@ -273,7 +273,7 @@ class PoseAugHook:
         self._observer.take(prediction)
 
     def step(self) -> None:
-        """Train policy, critics and predictor on the last augmented batch.
+        """Train the hook's networks on the last augmented batch.
 
         Called by itself right before the optimizer steps; only where the optimizer cannot be
         hooked, or with ``auto_step=False``, it has to be called by hand before

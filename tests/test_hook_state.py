@@ -499,7 +499,7 @@ def test_fine_readings_are_not_warned_of() -> None:
 @pytest.mark.parametrize(
     ("reading", "words"),
     [
-        ({"diversity": 0.1}, r"nearly the same \(0\.10 of .*Lower learning_rate or moved_weight"),
+        ({"diversity": 0.1}, r"nearly the same \(0\.10 of .*Lower learning_rate, or start over"),
         ({"kept_share": 0.25}, r"only 25% of .*Check hook\.check_batch.*narrow spread"),
         ({"accuracy_3d": 0.99}, r"tells 99% of the poses apart.*Raise weight_3d"),
         ({"skipped": 20.0}, r"200 updates were left out.*lower learning_rate"),
