@@ -175,6 +175,8 @@ def draw_overview(
 def draw_generalisation(path: Path, results: list[Result]) -> None:
     """MPJPE on the second test, in all and by kind of camera; a panel per estimator.
 
+    A bar taller than any of the first row by a fifth is cut there, with its height written on it.
+
     Args:
         path: PNG to write.
         results: Finished runs.
@@ -186,6 +188,9 @@ def draw_generalisation(path: Path, results: list[Result]) -> None:
     figure, panels = plt.subplots(
         1, len(kinds), figsize=(3.4 * len(kinds) + 0.6, 3.4), sharey=True, squeeze=False
     )
+    first = [r["tests"][test]["by camera"].values() for r in results if r["row"] == rows[0]]
+    highest = 1.2 * max(max(values) for values in first)
+    panels[0][0].set_ylim(0, highest)
     width = 0.8 / len(rows)
     for axes, (name, frames) in zip(panels[0], kinds, strict=True):
         for i, row in enumerate(rows):
@@ -198,16 +203,21 @@ def draw_generalisation(path: Path, results: list[Result]) -> None:
                 continue
             columns = [[t["MPJPE"] for t in runs]]
             columns += [[t["by camera"][group] for t in runs] for group in groups]
+            places = np.arange(len(columns)) + (i - (len(rows) - 1) / 2) * width
+            heights = [mean(column) for column in columns]
+            for place, height in zip(places, heights, strict=True):
+                if height > highest:
+                    axes.text(place, highest, f"{height:.0f}", ha="center", va="bottom", fontsize=8)
             axes.bar(
-                np.arange(len(columns)) + (i - (len(rows) - 1) / 2) * width,
-                [mean(column) for column in columns],
+                places,
+                heights,
                 width,
                 yerr=[stdev(column) if len(column) > 1 else 0 for column in columns],
                 label=row,
                 color=_COLOURS.get(row, "#7d8b95"),
             )
         axes.set_xticks(range(len(groups) + 1), ["all", *groups], fontsize=9)
-        axes.set_title(f"{name}, {frames} frame{'s'[: frames > 1]}", fontsize=10)
+        axes.set_title(f"{name}, {frames} frame{'s'[: frames > 1]}", fontsize=10, pad=14)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0][0].set_ylabel(f"{test}: MPJPE, mm")
     handles, labels = panels[0][0].get_legend_handles_labels()
