@@ -28,7 +28,7 @@ NETWORKS = ("policy", "critic_3d", "critic_2d", "critic_motion", "predictor")
 
 CASES = [
     (name, kind)
-    for name in ("predicted", "released", "random")
+    for name in ("default", "predicted", "released", "random")
     for kind in ("even", "uneven", "broken")
 ]
 
