@@ -70,8 +70,6 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "append, predicted feedback, over 2B": (2, {"mix": "append", "feedback": "predicted"}),
     "replace, feedback through the estimator": (1, {"feedback": "estimator"}),
 }
-# Compared with the released code, which has the feedback too.
-WITH_RELEASED = {"mix": "append", "feedback": "predicted"}
 GPU_CASES: dict[str, tuple[int, dict[str, Any]]] = CASES | {
     "replace, compile=True": (1, {"compile": True}),
     "append, compile=True, over 2B": (2, {"mix": "append", "compile": True}),
@@ -194,20 +192,20 @@ def alternate(steps: list[Step], repeats: int) -> list[list[float]]:
 
 
 def measure_steps(name: str, make: Callable[[], nn.Module], arguments: Any) -> list[Row]:
-    """Every case of one estimator, all of them in turn."""
-    batch, device, cases = arguments.batch, arguments.device, cases_on(arguments.device)
-    given = {times: poses(times * batch, FRAMES.get(name, 1), device) for times in (1, 2)}
-    plain = {times: Step(make, given[times], None) for times in given}
-    hooked = {case: Step(make, given[1], options) for case, (_, options) in cases.items()}
-    columns = iter(alternate([*plain.values(), *hooked.values()], arguments.repeats))
-    plain_seconds = {times: next(columns) for times in plain}
-    hooked_seconds = {case: next(columns) for case in hooked}
-    rows: list[Row] = []
-    for case, (times, options) in cases.items():
+    """Every case of one estimator."""
+    batch, device = arguments.batch, arguments.device
+    single, double = (poses(n * batch, FRAMES.get(name, 1), device) for n in (1, 2))
+    rows = []
+    for case, (times, options) in cases_on(device).items():
+        plain = Step(make, single, None)
+        steps = [plain, Step(make, single, options)]
+        if times == 2:
+            steps.append(Step(make, double, None))
+        columns = alternate(steps, arguments.repeats)
         row = {"section": "steps", "estimator": name, "case": case, "samples": times * batch}
-        rows.append(row | ratio(hooked_seconds[case], plain_seconds[times]))
-        if options == WITH_RELEASED and name in RELEASED_ITERATION and device == "cpu":
-            own = ratio(hooked_seconds[case], plain_seconds[1])["ratio"]
+        rows.append(row | ratio(columns[1], columns[0 if times == 1 else 2]))
+        if options == {"mix": "append"} and name in RELEASED_ITERATION and device == "cpu":
+            own = ratio(columns[1], columns[0])["ratio"]
             rows.append(
                 {"section": "released", "estimator": name, "case": "released / append"}
                 | {"ratio": RELEASED_ITERATION[name] / own, "append_over_plain": own}
