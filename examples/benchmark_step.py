@@ -70,6 +70,8 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "append, predicted feedback, over 2B": (2, {"mix": "append", "feedback": "predicted"}),
     "replace, feedback through the estimator": (1, {"feedback": "estimator"}),
 }
+# Compared with the released code, which has feedback too.
+WITH_RELEASED = {"mix": "append", "feedback": "predicted"}
 GPU_CASES: dict[str, tuple[int, dict[str, Any]]] = CASES | {
     "replace, compile=True": (1, {"compile": True}),
     "append, compile=True, over 2B": (2, {"mix": "append", "compile": True}),
@@ -79,9 +81,10 @@ SECTIONS = ("steps", "memory", "batches", "windows", "communication", "operators
 Row = dict[str, Any]
 
 
-def cases_on(device: str) -> dict[str, tuple[int, dict[str, Any]]]:
-    """Those that are measured there."""
-    return GPU_CASES if device.startswith("cuda") else CASES
+def cases_of(arguments: Any) -> dict[str, tuple[int, dict[str, Any]]]:
+    """Those that are asked for; by default all that are measured on this kind of device."""
+    usual = GPU_CASES if arguments.device.startswith("cuda") else CASES
+    return {name: GPU_CASES[name] for name in arguments.cases or usual}
 
 
 class Pooled(nn.Module):
@@ -196,7 +199,7 @@ def measure_steps(name: str, make: Callable[[], nn.Module], arguments: Any) -> l
     batch, device = arguments.batch, arguments.device
     single, double = (poses(n * batch, FRAMES.get(name, 1), device) for n in (1, 2))
     rows = []
-    for case, (times, options) in cases_on(device).items():
+    for case, (times, options) in cases_of(arguments).items():
         plain = Step(make, single, None)
         steps = [plain, Step(make, single, options)]
         if times == 2:
@@ -204,7 +207,7 @@ def measure_steps(name: str, make: Callable[[], nn.Module], arguments: Any) -> l
         columns = alternate(steps, arguments.repeats)
         row = {"section": "steps", "estimator": name, "case": case, "samples": times * batch}
         rows.append(row | ratio(columns[1], columns[0 if times == 1 else 2]))
-        if options == {"mix": "append"} and name in RELEASED_ITERATION and device == "cpu":
+        if options == WITH_RELEASED and name in RELEASED_ITERATION and device == "cpu":
             own = ratio(columns[1], columns[0])["ratio"]
             rows.append(
                 {"section": "released", "estimator": name, "case": "released / append"}
@@ -219,7 +222,7 @@ def peak_memory(name: str, kind: str, arguments: Any) -> float:
     On a GPU what is reserved there; on a CPU what the process, one of its own, grows by.
     """
     make = (SMALL if arguments.smoke else ESTIMATORS)[name]
-    times, options = (2, None) if kind == "plain" else (1, cases_on(arguments.device)[kind][1])
+    times, options = (2, None) if kind == "plain" else (1, GPU_CASES[kind][1])
     batch = poses(times * arguments.batch, FRAMES.get(name, 1), arguments.device)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step = Step(make, batch, options)
@@ -239,7 +242,7 @@ def measure_memory(name: str, arguments: Any) -> list[Row]:
         return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
     plain, rows = of("plain"), []
-    for case, (times, _) in cases_on(arguments.device).items():
+    for case, (times, _) in cases_of(arguments).items():
         if times == 2:
             row = {"section": "memory", "estimator": name, "case": case, "plain_mib": plain}
             rows.append(row | {"ratio": (hooked := of(case)) / plain, "hooked_mib": hooked})
@@ -366,6 +369,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--estimators", nargs="+", choices=ESTIMATORS, default=list(ESTIMATORS))
+    parser.add_argument("--cases", nargs="+", choices=GPU_CASES, help="of steps and memory")
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
