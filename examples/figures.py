@@ -212,7 +212,10 @@ def draw_generalisation(path: Path, results: list[Result]) -> None:
                 places,
                 heights,
                 width,
-                yerr=[stdev(column) if len(column) > 1 else 0 for column in columns],
+                yerr=[
+                    stdev(column) if len(column) > 1 and height <= highest else 0
+                    for column, height in zip(columns, heights, strict=True)
+                ],
                 label=row,
                 color=_COLOURS.get(row, "#7d8b95"),
             )
