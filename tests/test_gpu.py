@@ -59,7 +59,7 @@ def recordings(hook: PoseAugHook) -> list[str]:
 
 def apart(first: torch.Tensor, second: torch.Tensor) -> float:
     """Size of the difference as a share of the whole."""
-    return float((first - second).norm() / first.norm().clamp(min=1e-6))
+    return float(((first - second).norm() / first.norm().clamp(min=1e-6)).detach())
 
 
 def close(first: Any, second: Any) -> bool:
@@ -163,6 +163,7 @@ def test_step_that_the_scaler_undoes_teaches_nothing() -> None:
     optimizer = torch.optim.SGD(estimator.parameters(), lr=1e-3, fused=True)
     for overflows in (*[False] * 9, True, True, False):
         scaler = torch.amp.GradScaler("cuda", init_scale=1.0)
+        optimizer.zero_grad()
         camera, inputs_3d, inputs_2d = on_gpu(stream(1))[0]
         before = frozen_state(hook)["training"]["modules"]
         inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
