@@ -251,7 +251,7 @@ def format_steps(rows: list[Result]) -> str:
     for section, label in (("batches", "batch"), ("windows", "frames")):
         chosen = of(section)
         if chosen:
-            times = ["hook alone, ms", *(f"{r['hook_ms']:.0f}" for r in chosen)]
+            times = ["hook alone, ms", *(f"{r['hook_ms']:.3g}" for r in chosen)]
             shares = ["µs per frame", *(f"{r['us_per_frame']:.1f}" for r in chosen)]
             tables.append(_table([label, *(str(r[label]) for r in chosen)], [times, shares]))
     return "\n\n".join(tables)
