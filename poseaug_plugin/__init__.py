@@ -13,7 +13,8 @@ from .discriminators import KeypointDiscriminator, MotionDiscriminator, PartKCSD
 from .errors import PoseAugError, PoseAugWarning
 from .hardness import HardnessPredictor
 from .hook import PoseAugHook
-from .policy import AugmentationPolicy, RandomPolicy, Spread
+from .policy import AugmentationPolicy, Policy, RandomPolicy, Spread
+from .regressor_policy import RegressorPolicy
 from .rigid import root_relative
 from .skeleton import Skeleton
 from .skeletons import COCO_17, H36M_16, H36M_17, MPI_INF_3DHP_17, SKELETONS, SMPL_24
@@ -39,6 +40,7 @@ __all__ = [
     "KeypointDiscriminator",
     "MotionDiscriminator",
     "PartKCSDiscriminator",
+    "Policy",
     "PoseAdapter",
     "PoseAugConfig",
     "PoseAugError",
@@ -47,6 +49,7 @@ __all__ = [
     "PoseSource",
     "Ramp",
     "RandomPolicy",
+    "RegressorPolicy",
     "Skeleton",
     "Spread",
     "apply_augmentation",

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from .curriculum import Ramp
 from .errors import PoseAugError
 from .losses import ErrorKind
-from .policy import OPERATIONS, Operation, Spread, Start, check_operations
+from .policy import OPERATIONS, Operation, Spread, check_operations
 
 _TWICE = Ramp(2.0, 2.0)
 
@@ -18,9 +18,10 @@ class PoseAugConfig:
     """Options of `PoseAugHook`. The defaults are the ``default`` preset.
 
     Attributes:
-        learned: Train a policy. Without it, `RandomPolicy` draws and nothing adversarial is built.
-        start: ``"random"`` learns a residual on a random base; ``"released"`` is the reference net.
-        spread: How widely the base distribution draws.
+        augmentor: ``"learned"`` (`AugmentationPolicy`: random draws with learned spreads and a
+            learned residual), ``"regressors"`` (`RegressorPolicy`: PoseAug's own) or ``"random"``
+            (`RandomPolicy`: nothing is trained, and nothing adversarial is built).
+        spread: How widely random draws are made; in the beginning, where that is learned.
         operations: Which of bone_angle, bone_length, rigid, focal_length are done.
         placement: Where augmented poses stand: where poses of the ``"batch"`` do, or so that they
             are seen like the hook's ``"real_poses_2d"``, as large and with the root there. For
@@ -86,8 +87,7 @@ class PoseAugConfig:
         total_updates: Optimizer steps of the whole training; needed by ramps, warm-up and decay.
     """
 
-    learned: bool = True
-    start: Start = "random"
+    augmentor: Literal["learned", "regressors", "random"] = "learned"
     spread: Spread = field(default_factory=Spread)
     operations: tuple[Operation, ...] = OPERATIONS
     placement: Literal["batch", "real_poses_2d"] = "batch"
@@ -181,7 +181,7 @@ DEFAULT = PoseAugConfig()
 """What wins the library's own benchmark (docs/results.md)."""
 
 RELEASED = PoseAugConfig(
-    start="released",
+    augmentor="regressors",
     width=256,
     fixed_trunk=True,
     feedback="estimator",
@@ -211,7 +211,7 @@ RELEASED = PoseAugConfig(
 
 PAPER = PoseAugConfig(
     clamp_rays=True,
-    start="released",
+    augmentor="regressors",
     width=256,
     shared_extractor=True,
     feedback="estimator",
@@ -232,7 +232,7 @@ PAPER = PoseAugConfig(
 )
 """The paper's formulas."""
 
-RANDOM = PoseAugConfig(learned=False)
+RANDOM = PoseAugConfig(augmentor="random")
 """`RandomPolicy` alone: the baseline to beat."""
 
 PRESETS: dict[str, PoseAugConfig] = {
@@ -265,7 +265,7 @@ def find_config(preset: str | PoseAugConfig, options: dict[str, Any]) -> PoseAug
 
 def _check_schedule(config: PoseAugConfig) -> None:
     timed = config.scheduled + ("decay_learning_rate",) * config.decay_learning_rate
-    if config.learned and timed and not config.total_updates:
+    if config.augmentor != "random" and timed and not config.total_updates:
         raise PoseAugError(
             f"{', '.join(timed)} change over the training: pass "
             "total_updates=epochs * batches_per_epoch."

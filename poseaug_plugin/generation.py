@@ -38,8 +38,7 @@ class Draft(NamedTuple):
     """What an augmentation is made of: the same draft gives the same poses."""
 
     poses: CanonicalBatch  # (B, ...) what is augmented
-    base_noise: Tensor  # (B, base_noise_size)
-    network_noise: Tensor  # (B, network_noise_size)
+    noise: Tensor  # (B, noise_size) the policy's
     keeps_cameras: bool  # whatever the focal ratio is
     judged_frame: Tensor | None  # (B,) which frame the critics see; None for T = 1
     pictures: Tensor | None  # (B, J, 2) 2D poses to be placed like; None: as the policy says
@@ -199,9 +198,7 @@ class BatchAugmenter:
         """Draw the noise of an augmentation."""
         device = batch.joints.device
         size, frames = batch.joints.shape[:2]
-        parts = [self.policy.base_noise_size, self.policy.network_noise_size]
-        noise = torch.randn(size, sum(parts), device=device, generator=self.generator)
-        base_noise, network_noise = noise.split(parts, 1)
+        noise = torch.randn(size, self.policy.noise_size, device=device, generator=self.generator)
         judged = None
         if frames > 1:
             draws = torch.rand(size, device=device, generator=self.generator)
@@ -211,13 +208,12 @@ class BatchAugmenter:
             draws = torch.rand(size, device=device, generator=self.generator)
             available = self.pictures.shape[0]
             pictures = self.pictures[(draws * available).long().clamp(max=available - 1)]
-        return Draft(batch, base_noise, network_noise, keeps_cameras, judged, pictures)
+        return Draft(batch, noise, keeps_cameras, judged, pictures)
 
     def make(self, draft: Draft) -> Made:
         """Augment every sample, attached to the policy's graph where gradients are enabled."""
-        batch, policy = draft.poses, self.policy
-        raw = policy.regress(batch.joints, draft.network_noise)
-        parameters = policy.assemble(batch.joints, draft.base_noise, raw)
+        batch = draft.poses
+        parameters = self.policy(batch.joints, draft.noise)
         poses = apply_augmentation(batch.joints, parameters, self.skeleton)
         seen_by = batch.intrinsics
         if not draft.keeps_cameras:

@@ -26,8 +26,6 @@ from .windows import displacements, middle_frame
 Operation = Literal["bone_angle", "bone_length", "rigid", "focal_length"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
-Start = Literal["random", "released"]
-
 # How far the learned residual may move a draw of the base distribution: less than the spread of
 # that distribution itself, so that a batch stays diverse whatever is learned.
 _DIRECTION_LIMIT = 0.1
@@ -51,9 +49,6 @@ _OPERATION_OF_FACTOR: tuple[Operation, ...] = (
     "bone_angle",
     "bone_length",
 )
-
-_RELEASED_LENGTH_LIMIT = 0.2
-_RELEASED_ROTATION_LIMIT = 3.1415
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,42 +92,23 @@ class SpreadFactors(NamedTuple):
 
 
 class Policy(nn.Module):
-    """From poses and noise to parameters, in two steps.
-
-    `regress` runs the networks for a pose; `assemble` makes the parameters of one augmentation out
-    of that and a draw of the base distribution. A policy of one's own overrides both.
+    """From poses and noise to the parameters of an augmentation; one's own overrides `forward`.
 
     Shape:
-        joints (B, T, J, 3) camera-space metres and noise (B, noise_size), standard normal, the base
-        draw first -> `AugmentationParameters`. The same poses and noise give the same parameters.
+        joints (B, T, J, 3) camera-space metres and noise (B, noise_size), standard normal ->
+        `AugmentationParameters`. The same poses and noise give the same parameters.
     """
 
-    base_noise_size: int
-    network_noise_size: int
+    noise_size: int
+    """Standard normal numbers that one augmentation takes."""
 
-    @property
-    def noise_size(self) -> int:
-        """Standard normal numbers that one augmentation takes."""
-        return self.base_noise_size + self.network_noise_size
-
-    def regress(self, joints: Tensor, network_noise: Tensor) -> RawParameters | None:
-        """(B, T, J, 3) and (B, network_noise_size) to what `assemble` needs of the networks."""
-        return None
-
-    def assemble(
-        self, joints: Tensor, base_noise: Tensor, raw: RawParameters | None
-    ) -> AugmentationParameters:
-        """The parameters for (B, base_noise_size) and what `regress` gave."""
-        raise TypeError(f"{type(self).__name__} must define assemble(joints, base_noise, raw).")
+    def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
+        """Choose the parameters."""
+        raise TypeError(f"{type(self).__name__} must define forward(joints, noise).")
 
     def entropy(self) -> Tensor | None:
         """How widely the policy draws, 0-d, in nats and up to a constant; None if that is fixed."""
         return None
-
-    def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
-        """Both steps in one."""
-        base_noise, network_noise = noise.split([self.base_noise_size, self.network_noise_size], 1)
-        return self.assemble(joints, base_noise, self.regress(joints, network_noise))
 
 
 def _uniform(normal: Tensor) -> Tensor:
@@ -177,12 +153,10 @@ class RandomPolicy(Policy):
         self.fixed_trunk = fixed_trunk
         bones, limbs = self.skeleton.num_bones, len(self.skeleton.limbs)
         self._sizes = (3 * bones, self.skeleton.num_bone_length_groups, 3, 2, 3 * limbs, 1)
-        self.base_noise_size, self.network_noise_size = sum(self._sizes), 0
+        self.noise_size = sum(self._sizes)
+        self.register_buffer("free_bones", free_bones(self.skeleton, fixed_trunk), persistent=False)
         self.register_buffer(
-            "free_bones", _free_bones(self.skeleton, fixed_trunk), persistent=False
-        )
-        self.register_buffer(
-            "free_lengths", _free_lengths(self.skeleton, fixed_trunk), persistent=False
+            "free_lengths", free_lengths(self.skeleton, fixed_trunk), persistent=False
         )
         self.register_buffer("bones_of_limbs", _bones_of_limbs(self.skeleton), persistent=False)
 
@@ -190,18 +164,14 @@ class RandomPolicy(Policy):
     free_lengths: Tensor
     bones_of_limbs: Tensor
 
-    def assemble(
-        self, joints: Tensor, base_noise: Tensor, raw: RawParameters | None = None
-    ) -> AugmentationParameters:
-        """Draw parameters; there is no network to listen to."""
-        return self.draw(joints, base_noise, SpreadFactors())
+    def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
+        """Draw parameters."""
+        return self.draw(joints, noise, SpreadFactors())
 
-    def draw(
-        self, joints: Tensor, base_noise: Tensor, factors: SpreadFactors
-    ) -> AugmentationParameters:
+    def draw(self, joints: Tensor, noise: Tensor, factors: SpreadFactors) -> AugmentationParameters:
         """Draw from the distribution with its spreads multiplied."""
         spread, skeleton = self.spread, self.skeleton
-        directions, lengths, view, place, limbs, zoom = base_noise.split(self._sizes, dim=1)
+        directions, lengths, view, place, limbs, zoom = noise.split(self._sizes, dim=1)
         parameters = identity_parameters(joints, skeleton)
         if "bone_angle" in self.operations:
             turns = limbs.unflatten(1, (-1, 3)) * (spread.limb_angle * factors.limb_angle)
@@ -234,72 +204,53 @@ class RandomPolicy(Policy):
 
 
 class AugmentationPolicy(Policy):
-    """The pose augmentor of PoseAug (section 3.2), for any skeleton.
+    """The learned policy: random augmentation, its spreads learned, and a learned residual on top.
 
-    ``start="random"``: draws from `RandomPolicy`, and a network that starts at zero learns a
-    bounded residual on top, so that poses are plausible and in frame from the first step and a
-    batch stays diverse. ``start="released"``: the reference network (four MLPs with batch
-    normalisation), its formulas and nothing else.
+    It starts as `RandomPolicy`, so that poses are plausible and in frame from the first step. The
+    residual comes from the networks of PoseAug's augmentor (section 3.2), which start at zero here
+    and are bounded, so that a batch stays diverse whatever is learned. `RegressorPolicy` is that
+    augmentor by itself.
 
     Args:
         skeleton: A `Skeleton` or the name of a preset.
-        start: See above.
-        spread: Base distribution of ``start="random"``.
+        spread: How widely to draw in the beginning.
         operations: Which of ``bone_angle``, ``bone_length``, ``rigid`` and ``focal_length`` to do.
         fixed_trunk: Keep the bones between the root and the limbs' attachments unbent, and the
-            anchor length unchanged, as the released code does.
-        shared_extractor: One feature extractor for all regressors, as the paper has it, instead of
-            four networks, as the released code does.
+            anchor length unchanged.
         width: Hidden width.
 
     Shape:
         joints (B, T, J, 3), noise (B, noise_size) -> `AugmentationParameters`. The networks see the
-        root-relative pose of the window's middle frame and, with ``start="random"``, how the window
-        moves (`windows.displacements`).
+        root-relative pose of the window's middle frame and how the window moves
+        (`windows.displacements`).
     """
 
-    STAGES = 2
-    NOISE = 48
+    room_to_widen: Tensor
+    used_factors: Tensor
 
     def __init__(
         self,
         skeleton: Skeleton | str,
         *,
-        start: Start = "random",
         spread: Spread | None = None,
         operations: tuple[Operation, ...] = OPERATIONS,
         fixed_trunk: bool = False,
-        shared_extractor: bool = False,
         width: int = 256,
     ) -> None:
         super().__init__()
-        if start not in get_args(Start):
-            raise PoseAugError(
-                f"AugmentationPolicy: start must be random or released, got {start!r}."
-            )
-        self.skeleton = skeleton = find_skeleton(skeleton)
-        self.start = start
-        self.operations = check_operations(operations)
         self.base = RandomPolicy(
             skeleton, spread=spread, operations=operations, fixed_trunk=fixed_trunk
         )
-        branches = 1 if shared_extractor else 4
-        self.network = RegressorNetwork(
-            skeleton, branches, width, self.STAGES, self.NOISE, normalise=start == "released"
-        )
-        self.base_noise_size = self.base.base_noise_size if start == "random" else 0
-        self.network_noise_size = self.network.noise_size
-        if start == "random":
-            self.network.start_at_zero()
-            self.network.look_at_motion()
-            self.widening = nn.Parameter(torch.zeros(len(SpreadFactors._fields)))
-            room = torch.tensor(_room_to_widen(self.base.spread))
-            self.register_buffer("room_to_widen", room, persistent=False)
-            used = [float(operation in self.operations) for operation in _OPERATION_OF_FACTOR]
-            self.register_buffer("used_factors", torch.tensor(used), persistent=False)
-
-    room_to_widen: Tensor
-    used_factors: Tensor
+        self.skeleton, self.operations = self.base.skeleton, self.base.operations
+        self.network = RegressorNetwork(self.skeleton, 4, width, normalise=False)
+        self.network.start_at_zero()
+        self.network.look_at_motion()
+        self.noise_size = self.base.noise_size + self.network.noise_size
+        self.widening = nn.Parameter(torch.zeros(len(SpreadFactors._fields)))
+        room = torch.tensor(_room_to_widen(self.base.spread))
+        self.register_buffer("room_to_widen", room, persistent=False)
+        used = [float(operation in self.operations) for operation in _OPERATION_OF_FACTOR]
+        self.register_buffer("used_factors", torch.tensor(used), persistent=False)
 
     def log_spread_factors(self) -> Tensor:
         """(5,) logarithms of the learned `SpreadFactors`, bounded."""
@@ -312,69 +263,46 @@ class AugmentationPolicy(Policy):
         """What the policy has learned to multiply the spreads of its base by."""
         return SpreadFactors(*self.log_spread_factors().exp().unbind())
 
-    def entropy(self) -> Tensor | None:
-        """Sum of the logarithms of the spreads in use; the released network has none."""
-        if self.start == "released":
-            return None
+    def entropy(self) -> Tensor:
+        """Sum of the logarithms of the spreads in use."""
         return self.log_spread_factors().dot(self.used_factors)
 
-    def regress(self, joints: Tensor, network_noise: Tensor) -> RawParameters:
+    def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
+        """Draw from the base with its learned spreads, and add the residual."""
+        sizes = [self.base.noise_size, self.network.noise_size]
+        base_noise, network_noise = noise.split(sizes, 1)
+        drawn = self.base.draw(joints, base_noise, self.spread_factors())
+        return self._with_residual(drawn, self.regress(joints, network_noise))
+
+    def regress(self, joints: Tensor, noise: Tensor) -> RawParameters:
         """Run the networks on the middle frame of (B, T, J, 3), and on how the window moves."""
         middle = root_relative(joints[:, middle_frame(joints.shape[1])], self.skeleton)
         motion = None
-        if self.start == "random" and joints.shape[1] > 1:
+        if joints.shape[1] > 1:
             motion = displacements(root_relative(joints, self.skeleton))
-        return self.network(middle, network_noise, motion)
+        return self.network(middle, noise, motion)
 
-    def assemble(
-        self, joints: Tensor, base_noise: Tensor, raw: RawParameters | None
-    ) -> AugmentationParameters:
-        """Bound what the networks said and put it on top of the base draw."""
-        assert raw is not None
-        if self.start == "released":
-            return self._released_parameters(joints, raw)
-        base = self.base.draw(joints, base_noise, self.spread_factors())
-        return self._residual_parameters(base, raw)
-
-    def _residual_parameters(
-        self, base: AugmentationParameters, raw: RawParameters
+    def _with_residual(
+        self, drawn: AugmentationParameters, raw: RawParameters
     ) -> AugmentationParameters:
         if "bone_angle" in self.operations:
             learned = (_DIRECTION_LIMIT * raw.bone_angle.tanh()).unsqueeze(1) * self.base.free_bones
-            base = base._replace(bone_direction_offset=base.bone_direction_offset + learned)
+            drawn = drawn._replace(bone_direction_offset=drawn.bone_direction_offset + learned)
         if "bone_length" in self.operations:
             learned = _LENGTH_LIMIT * (raw.bone_length * self.base.free_lengths).tanh()
-            ratio = base.bone_length_ratio + per_bone(learned, self.skeleton).unsqueeze(1)
-            base = base._replace(bone_length_ratio=ratio)
+            ratio = drawn.bone_length_ratio + per_bone(learned, self.skeleton).unsqueeze(1)
+            drawn = drawn._replace(bone_length_ratio=ratio)
         if "rigid" in self.operations:
             turn = axis_angle_to_matrix(_ROTATION_LIMIT * raw.rotation.tanh()).unsqueeze(1)
             shift = raw.translation.tanh().unsqueeze(1)
-            depth = base.translation[..., 2:]
             # Along rays and log depth: in front of the camera by construction.
-            ray = base.translation[..., :2] / depth + _RAY_LIMIT * shift[..., :2]
+            depth = drawn.translation[..., 2:]
+            ray = drawn.translation[..., :2] / depth + _RAY_LIMIT * shift[..., :2]
             depth = depth * (_DEPTH_LIMIT * shift[..., 2:]).exp()
-            base = base._replace(
-                rotation=turn @ base.rotation, translation=torch.cat([ray * depth, depth], -1)
+            drawn = drawn._replace(
+                rotation=turn @ drawn.rotation, translation=torch.cat([ray * depth, depth], -1)
             )
-        return base
-
-    def _released_parameters(self, joints: Tensor, raw: RawParameters) -> AugmentationParameters:
-        parameters = identity_parameters(joints, self.skeleton)
-        if "bone_angle" in self.operations:
-            offset = raw.bone_angle.unsqueeze(1) * self.base.free_bones
-            parameters = parameters._replace(bone_direction_offset=offset)
-        if "bone_length" in self.operations:
-            ratio = _RELEASED_LENGTH_LIMIT * (raw.bone_length * self.base.free_lengths).tanh()
-            parameters = parameters._replace(
-                bone_length_ratio=per_bone(ratio, self.skeleton).unsqueeze(1)
-            )
-        if "rigid" in self.operations:
-            rotation = axis_angle_to_matrix(_RELEASED_ROTATION_LIMIT * raw.rotation.tanh())
-            translation = torch.cat([raw.translation[:, :2], raw.translation[:, 2:].square()], 1)
-            parameters = parameters._replace(
-                rotation=rotation.unsqueeze(1), translation=translation.unsqueeze(1)
-            )
-        return parameters
+        return drawn
 
 
 def check_operations(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
@@ -399,7 +327,7 @@ def _room_to_widen(spread: Spread) -> list[float]:
     return rooms
 
 
-def _free_bones(skeleton: Skeleton, fixed_trunk: bool) -> Tensor:
+def free_bones(skeleton: Skeleton, fixed_trunk: bool) -> Tensor:
     """(bones, 1): 0 for bones that must not bend."""
     free = torch.ones(skeleton.num_bones, 1)
     if fixed_trunk:
@@ -415,7 +343,7 @@ def _bones_of_limbs(skeleton: Skeleton) -> Tensor:
     return table
 
 
-def _free_lengths(skeleton: Skeleton, fixed_trunk: bool) -> Tensor:
+def free_lengths(skeleton: Skeleton, fixed_trunk: bool) -> Tensor:
     """(groups,): 0 for the length that keeps the scale."""
     free = torch.ones(skeleton.num_bone_length_groups)
     if fixed_trunk and skeleton.anchor_length_group is not None:

@@ -1,4 +1,4 @@
-"""The networks of the policy: from a pose and noise to raw, unbounded parameters."""
+"""The networks of learned policies: from a pose and noise to raw, unbounded parameters."""
 
 from __future__ import annotations
 
@@ -30,30 +30,23 @@ class RegressorNetwork(nn.Module):
     """
 
     LENGTH_BRANCH = 1
+    STAGES = 2
+    NOISE = 48  # that each branch takes
 
-    def __init__(
-        self,
-        skeleton: Skeleton,
-        branches: int,
-        width: int,
-        stages: int,
-        noise: int,
-        *,
-        normalise: bool,
-    ) -> None:
+    def __init__(self, skeleton: Skeleton, branches: int, width: int, *, normalise: bool) -> None:
         super().__init__()
         self.skeleton = skeleton
         self.branches = branches
-        self.noise_size = branches * noise
-        self.inputs = GroupedLinear(branches, 3 * skeleton.num_joints + noise, width)
+        self.noise_size = branches * self.NOISE
+        self.inputs = GroupedLinear(branches, 3 * skeleton.num_joints + self.NOISE, width)
         self.lengths = nn.Linear(skeleton.num_bones, width, bias=False)
         self.hidden = nn.ModuleList(
-            [GroupedLinear(branches, width, width) for _ in range(2 * stages)]
+            [GroupedLinear(branches, width, width) for _ in range(2 * self.STAGES)]
         )
         self.norms = nn.ModuleList(
             [
                 nn.BatchNorm1d(branches * width) if normalise else nn.Identity()
-                for _ in range(2 * stages + 1)
+                for _ in range(2 * self.STAGES + 1)
             ]
         )
         sizes = (3 * skeleton.num_bones, skeleton.num_bone_length_groups, 3, 3)

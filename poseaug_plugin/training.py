@@ -39,6 +39,7 @@ from .policy import AugmentationPolicy, Policy, RandomPolicy
 from .pool import FakePosePool
 from .ranks import Lesson, Ranks
 from .readings import guessing_ratio, hardness_ratio
+from .regressor_policy import RegressorPolicy
 from .skeleton import Skeleton
 from .source import PoseWindows
 from .windows import num_motion_features
@@ -486,21 +487,25 @@ def _no_losses(device: torch.device) -> Losses:
 
 
 def _make_policy(skeleton: Skeleton, config: PoseAugConfig) -> Policy:
-    if not config.learned:
+    operations, fixed_trunk = config.operations, config.fixed_trunk
+    if config.augmentor == "random":
         return RandomPolicy(
+            skeleton, spread=config.spread, operations=operations, fixed_trunk=fixed_trunk
+        )
+    if config.augmentor == "learned":
+        return AugmentationPolicy(
             skeleton,
             spread=config.spread,
-            operations=config.operations,
-            fixed_trunk=config.fixed_trunk,
+            operations=operations,
+            fixed_trunk=fixed_trunk,
+            width=config.width,
         )
-    return AugmentationPolicy(
+    return RegressorPolicy(
         skeleton,
-        start=config.start,
-        width=config.width,
-        spread=config.spread,
-        operations=config.operations,
-        fixed_trunk=config.fixed_trunk,
+        operations=operations,
+        fixed_trunk=fixed_trunk,
         shared_extractor=config.shared_extractor,
+        width=config.width,
     )
 
 

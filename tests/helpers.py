@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from poseaug_plugin.augmentation import bend_bones, scale_bones
 from poseaug_plugin.bones import bones_to_joints, joints_to_bones, per_bone
 from poseaug_plugin.discriminators import KeypointDiscriminator, PartKCSDiscriminator
-from poseaug_plugin.policy import AugmentationPolicy
+from poseaug_plugin.regressor_policy import RegressorPolicy
 from poseaug_plugin.skeleton import Skeleton
 from poseaug_plugin.skeletons import H36M_16
 
@@ -106,13 +106,13 @@ def reference_norms(position: int) -> list[str]:
     ]
 
 
-def load_reference_policy(state: Mapping[str, Tensor]) -> AugmentationPolicy:
+def load_reference_policy(state: Mapping[str, Tensor]) -> RegressorPolicy:
     """The reference's augmentor (``G/*``, keys without the prefix) as a policy in float64.
 
     Noise is that of bone angle, bone length, rotation and translation, next to each other.
     """
     width = len(state["BAprocess/w1/bias"])
-    policy = AugmentationPolicy(H36M_16, start="released", fixed_trunk=True, width=width).double()
+    policy = RegressorPolicy(H36M_16, fixed_trunk=True, width=width).double()
 
     def each(names: Sequence[str], kind: str) -> list[Tensor]:
         return [state[f"{name}/{kind}"] for name in names]

@@ -40,7 +40,7 @@ UPDATES: dict[str, dict[str, Any]] = {
     "update batch": {"mix": "append", "update_batch": 8},
     "in turn": {"policy_interval": 2},
     "decay": {"decay_learning_rate": True, "total_updates": 100},
-    "released network": {"start": "released"},
+    "regressors": {"augmentor": "regressors"},
 }
 
 

@@ -39,7 +39,8 @@ from poseaug_plugin.camera import (
     undistort_points,
 )
 from poseaug_plugin.discriminators import KeypointDiscriminator, PartKCSDiscriminator
-from poseaug_plugin.policy import AugmentationPolicy, RandomPolicy
+from poseaug_plugin.policy import AugmentationPolicy, Policy, RandomPolicy
+from poseaug_plugin.regressor_policy import RegressorPolicy
 from poseaug_plugin.rigid import (
     axis_angle_to_matrix,
     camera_to_world,
@@ -890,15 +891,12 @@ def test_critic_scores_bones_without_length(scope: str, which: str, dtype: torch
 
 @each_dtype
 @each_collapse
-@pytest.mark.parametrize("start", ["random", "released", "unlearned"])
+@pytest.mark.parametrize("policy_class", [RandomPolicy, AugmentationPolicy, RegressorPolicy])
 @pytest.mark.parametrize("training", [True, False])
 def test_policies_augment_bones_without_length(
-    training: bool, start: str, which: str, dtype: torch.dtype
+    training: bool, policy_class: type[Policy], which: str, dtype: torch.dtype
 ) -> None:
-    policy: nn.Module = RandomPolicy(H36M_16)
-    if start != "unlearned":
-        policy = AugmentationPolicy(H36M_16, start=start, fixed_trunk=True, width=8)
-    policy = policy.to(dtype).train(training)
+    policy = policy_class(H36M_16, fixed_trunk=True).to(dtype).train(training)
     joints = collapsed(which, dtype)
     noise = normal(4, policy.noise_size).to(dtype)
     poses = apply_augmentation(joints, policy(joints, noise), H36M_16)

@@ -28,6 +28,7 @@ from helpers import (
 from torch import Tensor, nn
 
 from poseaug_plugin.augmentation import (
+    AugmentationParameters,
     AugmentedPoses,
     apply_augmentation,
     bone_angle_change,
@@ -59,8 +60,9 @@ from poseaug_plugin.losses import (
     rectified_mean,
     released_feedback,
 )
-from poseaug_plugin.policy import AugmentationParameters, AugmentationPolicy, RawParameters
 from poseaug_plugin.pool import FakePosePool
+from poseaug_plugin.regressor_policy import RegressorPolicy
+from poseaug_plugin.regressors import RawParameters
 from poseaug_plugin.rigid import (
     axis_angle_to_matrix,
     camera_to_world,
@@ -337,7 +339,7 @@ def test_default_sizes_are_the_official_ones() -> None:
     networks = (
         PartKCSDiscriminator(H36M_16),
         KeypointDiscriminator(H36M_16),
-        AugmentationPolicy(H36M_16, start="released"),
+        RegressorPolicy(H36M_16),
     )
     counts = [sum(p.numel() for p in network.parameters()) for network in networks]
     assert counts == DISCRIMINATORS["default_num_params"].tolist()
@@ -349,7 +351,7 @@ def test_default_sizes_are_the_official_ones() -> None:
 class Augmented(NamedTuple):
     """One pass of the reference's augmentor through our policy, and what the reference got."""
 
-    policy: AugmentationPolicy
+    policy: RegressorPolicy
     joints: Tensor  # (B, J, 3), a leaf
     raw: RawParameters
     parameters: AugmentationParameters
@@ -387,7 +389,7 @@ def augmented(mode: str) -> Augmented:
     joints = leaf(AUGMENTOR["inputs_3d"])
     # In parts, and not by forward(), so that batch norm counts one pass.
     raw = policy.regress(joints[:, None], noise)
-    parameters = policy.assemble(joints[:, None], noise[:, :0], raw)
+    parameters = policy.bound(joints[:, None], raw)
     poses = apply_augmentation(joints[:, None], parameters, H36M_16)
     return Augmented(policy, joints, raw, parameters, poses, expected)
 

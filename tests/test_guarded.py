@@ -13,7 +13,13 @@ from helpers import human_poses
 from loops import make_hook, make_lifter, stream, train
 from torch import Tensor, nn
 
-from poseaug_plugin import H36M_16, AugmentationPolicy, HardnessPredictor, PartKCSDiscriminator
+from poseaug_plugin import (
+    H36M_16,
+    AugmentationPolicy,
+    HardnessPredictor,
+    PartKCSDiscriminator,
+    RegressorPolicy,
+)
 from poseaug_plugin.discriminators import KeypointDiscriminator, MotionDiscriminator
 from poseaug_plugin.grouped import GroupedLinear
 from poseaug_plugin.guarded import GuardedAdam
@@ -26,9 +32,9 @@ def ramp(*shape: int) -> Tensor:
     return torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).reshape(shape)
 
 
-def regressed(policy: AugmentationPolicy) -> Tensor:
+def regressed(policy: AugmentationPolicy | RegressorPolicy) -> Tensor:
     """All outputs of a policy's networks, side by side."""
-    raw = policy.network(POSES, ramp(6, policy.network_noise_size))
+    raw = policy.network(POSES, ramp(6, policy.network.noise_size))
     return torch.cat([x.flatten(1) for x in raw], 1)
 
 
@@ -48,7 +54,7 @@ NETWORKS: dict[str, tuple[Callable[[], Any], Callable[[Any], Tensor]]] = {
         lambda net: net(ramp(6, 3, 16, 2), POSES),
     ),
     "policy": (lambda: AugmentationPolicy(H36M_16, width=8), regressed),
-    "released policy": (lambda: AugmentationPolicy(H36M_16, width=8, start="released"), regressed),
+    "regressors": (lambda: RegressorPolicy(H36M_16, width=8), regressed),
 }
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -1231,7 +1231,7 @@ assert not any(name.startswith("poseaug_plugin.") for name in sys.modules)
 
 COMPILED = {
     **{name: HOOKS[name] for name in ("default", "predicted", "random", "released")},
-    **{name: UPDATES[name] for name in ("append", "in turn", "released network")},
+    **{name: UPDATES[name] for name in ("append", "in turn", "regressors")},
 }
 
 

@@ -25,13 +25,13 @@ from poseaug_plugin.discriminators import KeypointDiscriminator, PartKCSDiscrimi
 from poseaug_plugin.errors import PoseAugError
 from poseaug_plugin.grouped import GroupedLinear
 from poseaug_plugin.hardness import HardnessPredictor
-from poseaug_plugin.policy import OPERATIONS, AugmentationPolicy, RandomPolicy, Spread
+from poseaug_plugin.policy import OPERATIONS, AugmentationPolicy, Policy, RandomPolicy, Spread
 from poseaug_plugin.pool import FakePosePool
+from poseaug_plugin.regressor_policy import RegressorPolicy
+from poseaug_plugin.regressors import RegressorNetwork
 from poseaug_plugin.rigid import transform_rigidly
 from poseaug_plugin.skeleton import Skeleton
 from poseaug_plugin.skeletons import H36M_16, SKELETONS
-
-AnyPolicy = RandomPolicy | AugmentationPolicy
 
 each_preset = pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS)
 
@@ -45,8 +45,8 @@ FIELDS = {
 
 
 def fields_of(operation: str, kind: str) -> tuple[str, ...]:
-    """What it changes; the released networks know nothing of focal lengths."""
-    return () if kind == "released" and operation == "focal_length" else FIELDS[operation]
+    """What it changes; the regressors know nothing of focal lengths."""
+    return () if kind in REGRESSORS and operation == "focal_length" else FIELDS[operation]
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -61,7 +61,7 @@ def poses(batch: int = 6, frames: int = 1, skeleton: Skeleton = H36M_16) -> Tens
     return human_poses(batch, frames, skeleton, generator())
 
 
-def taught(policy: AugmentationPolicy, scale: float = 1.0) -> AugmentationPolicy:
+def taught(policy: Policy, scale: float = 1.0) -> Policy:
     """The policy as if it had learned something: last layers anything but zero."""
     with torch.no_grad():
         for i, parameter in enumerate(policy.network.heads.parameters()):
@@ -69,26 +69,32 @@ def taught(policy: AugmentationPolicy, scale: float = 1.0) -> AugmentationPolicy
     return policy
 
 
-def build(kind: str, skeleton: Skeleton = H36M_16, **options: object) -> AnyPolicy:
-    """A policy in float64: drawing only, residual (plain or with one extractor) or released."""
-    options.setdefault("spread", Spread(focal_length=0.5))
+def build(kind: str, skeleton: Skeleton = H36M_16, **options: object) -> Policy:
+    """A policy in float64: drawing only, learned, or regressors with one extractor or four."""
+    if kind not in REGRESSORS:
+        options.setdefault("spread", Spread(focal_length=0.5))
     if kind == "unlearned":
         return RandomPolicy(skeleton, **options).double()
-    start = "released" if kind == "released" else "random"
-    shared = kind == "shared"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        policy = AugmentationPolicy(
-            skeleton, start=start, shared_extractor=shared, width=8, **options
-        )
+        policy: Policy
+        if kind == "learned":
+            policy = AugmentationPolicy(skeleton, width=8, **options)
+        else:
+            policy = RegressorPolicy(
+                skeleton, shared_extractor=REGRESSORS[kind], width=8, **options
+            )
     return taught(policy.double()).eval()
 
 
-each_kind = pytest.mark.parametrize("kind", ["unlearned", "residual", "shared", "released"])
-each_learned_kind = pytest.mark.parametrize("kind", ["residual", "shared", "released"])
+REGRESSORS = {"regressors": False, "one extractor": True}  # whether they share it
+
+each_kind = pytest.mark.parametrize("kind", ["unlearned", "learned", *REGRESSORS])
+each_learned_kind = pytest.mark.parametrize("kind", ["learned", *REGRESSORS])
+each_regressor_kind = pytest.mark.parametrize("kind", REGRESSORS)
 
 
-def drawn(policy: AnyPolicy, joints: Tensor, seed: int = 1) -> AugmentationParameters:
+def drawn(policy: Policy, joints: Tensor, seed: int = 1) -> AugmentationParameters:
     return policy(joints, normal(len(joints), policy.noise_size, seed=seed))
 
 
@@ -111,8 +117,8 @@ def test_the_same_noise_gives_the_same_parameters(kind: str) -> None:
 @pytest.mark.parametrize("field", AugmentationParameters._fields)
 def test_other_noise_gives_other_parameters(kind: str, field: str) -> None:
     policy, joints = build(kind), poses()
-    if field == "focal_ratio" and kind == "released":
-        pytest.skip("no part of the released networks")
+    if field == "focal_ratio" and kind in REGRESSORS:
+        pytest.skip("no part of the regressors")
     one, other = (getattr(drawn(policy, joints, seed), field) for seed in (1, 2))
     assert (one != other).flatten(1).any(1).all()
 
@@ -207,7 +213,7 @@ def test_a_fixed_trunk_is_not_bent(skeleton: Skeleton, kind: str) -> None:
     assert (turned[:, ~trunk] > 1e-9).all()
 
 
-@pytest.mark.parametrize("kind", ["unlearned", "residual", "released"])
+@each_kind
 def test_a_fixed_trunk_keeps_the_anchor_length(kind: str) -> None:
     ratios = drawn(build(kind, fixed_trunk=True), poses()).bone_length_ratio[:, 0]
     anchor = torch.tensor(H36M_16.bone_length_groups) == H36M_16.anchor_length_group
@@ -216,16 +222,16 @@ def test_a_fixed_trunk_keeps_the_anchor_length(kind: str) -> None:
 
 
 def test_with_a_fixed_trunk_no_anchor_length_is_learned() -> None:
-    policy = build("residual", fixed_trunk=True, spread=Spread(bone_length=0))
+    policy = build("learned", fixed_trunk=True, spread=Spread(bone_length=0))
     ratios = drawn(policy, poses()).bone_length_ratio[:, 0]
     anchor = torch.tensor(H36M_16.bone_length_groups) == H36M_16.anchor_length_group
     assert ((ratios == 0) == anchor).all()
 
 
-@pytest.mark.parametrize("kind", ["unlearned", "residual", "shared"])
+@pytest.mark.parametrize("kind", ["unlearned", "learned"])
 def test_the_root_stays_in_front_of_the_camera(kind: str) -> None:
     policy, joints = build(kind), poses(200)
-    if isinstance(policy, AugmentationPolicy):
+    if kind == "learned":
         taught(policy, 1e3)
     noise = 3 * normal(200, policy.noise_size)
     depths = policy(joints, noise).translation[..., 2]
@@ -233,21 +239,17 @@ def test_the_root_stays_in_front_of_the_camera(kind: str) -> None:
     assert (depths > 0.7 * nearest).all()
 
 
-def test_the_released_root_is_not_behind_the_camera() -> None:
-    policy = taught(build("released"), 10.0)
+@each_regressor_kind
+def test_the_regressed_root_is_not_behind_the_camera(kind: str) -> None:
+    policy = taught(build(kind), 10.0)
     assert (drawn(policy, poses(200)).translation[..., 2] >= 0).all()
 
 
-@pytest.mark.parametrize("policy", [RandomPolicy, AugmentationPolicy])
+@pytest.mark.parametrize("policy", [RandomPolicy, AugmentationPolicy, RegressorPolicy])
 @pytest.mark.parametrize("operations", [("bend",), ("rigid", "bend"), "rigid"])
-def test_unknown_operations_are_refused(policy: type[AnyPolicy], operations: object) -> None:
+def test_unknown_operations_are_refused(policy: type[Policy], operations: object) -> None:
     with pytest.raises(PoseAugError, match=r"operations must be .*bone_angle.*bone_length.*rigid"):
         policy(H36M_16, operations=operations)
-
-
-def test_an_unknown_start_is_refused() -> None:
-    with pytest.raises(PoseAugError, match="start must be random or released, got 'zero'"):
-        AugmentationPolicy(H36M_16, start="zero")
 
 
 # -- random draws ----------------------------------------------------------------------------------
@@ -345,10 +347,9 @@ def test_offsets_are_normal_and_lengths_uniform() -> None:
 # -- learned on top of random draws ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_a_policy_starts_at_its_base_distribution(shared: bool) -> None:
+def test_a_policy_starts_at_its_base_distribution() -> None:
     spread = Spread(yaw=1.0, pitch=0.1, bone_angle=0.2)
-    policy = AugmentationPolicy(H36M_16, spread=spread, shared_extractor=shared, width=8).double()
+    policy = AugmentationPolicy(H36M_16, spread=spread, width=8).double()
     base, joints = RandomPolicy(H36M_16, spread=spread).double(), poses()
     noise = normal(6, policy.noise_size)
     start = policy(joints, noise)
@@ -362,7 +363,8 @@ def test_a_policy_starts_at_its_base_distribution(shared: bool) -> None:
 def test_a_policy_at_its_start_can_learn_from_its_first_step() -> None:
     policy = AugmentationPolicy(H36M_16, width=8).double()
     loss = weighted_sum(drawn(policy, poses()))
-    for slopes in torch.autograd.grad(loss, list(policy.network.heads.parameters())):
+    learns = [policy.widening, *policy.network.heads.parameters()]
+    for slopes in torch.autograd.grad(loss, learns):
         assert (slopes != 0).all()
 
 
@@ -383,9 +385,8 @@ def residual(policy: AugmentationPolicy, joints: Tensor) -> tuple[Tensor, ...]:
     )
 
 
-@pytest.mark.parametrize("kind", ["residual", "shared"])
-def test_what_is_learned_is_bounded(kind: str) -> None:
-    wild = residual(taught(build(kind), 1e3), poses(100))
+def test_what_is_learned_is_bounded() -> None:
+    wild = residual(taught(build("learned"), 1e3), poses(100))
     limits = (0.1, 0.03, 0.15 * math.sqrt(3), 0.1, 0.03)
     for values, limit in zip(wild, limits, strict=True):
         assert values.abs().max() <= limit * (1 + 1e-6)
@@ -394,7 +395,7 @@ def test_what_is_learned_is_bounded(kind: str) -> None:
 
 def test_what_is_learned_is_narrower_than_the_default_draw() -> None:
     # Else a batch could collapse into one augmentation whatever is drawn.
-    policy, joints = taught(build("residual"), 1e3), poses(100)
+    policy, joints = taught(build("learned"), 1e3), poses(100)
     angle, length, turn, _, _ = (values.abs().max() for values in residual(policy, joints))
     offsets = drawn(policy.base, joints).bone_direction_offset
     assert angle <= 2 * offsets.abs().max()
@@ -412,21 +413,19 @@ def test_the_networks_see_root_relative_poses(kind: str) -> None:
 
 
 def test_one_extractor_instead_of_four() -> None:
-    four, one = build("residual"), build("shared")
-    assert isinstance(four, AugmentationPolicy)
-    assert isinstance(one, AugmentationPolicy)
-    assert one.network.noise_size * 4 == four.network.noise_size
+    four, one = build("regressors"), build("one extractor")
+    assert one.noise_size * 4 == four.noise_size
     assert one.network.inputs.weight.shape[0] == 1
     assert four.network.inputs.weight.shape[0] == 4
 
 
 def test_branches_do_not_share_noise() -> None:
-    policy = build("residual")
-    noise = normal(6, 4, policy.NOISE)
+    policy = build("regressors")
+    noise = normal(6, 4, RegressorNetwork.NOISE)
     before = policy.regress(poses(), noise.flatten(1))
     for branch in range(4):
         other = noise.clone()
-        other[:, branch] = normal(6, policy.NOISE, seed=9)
+        other[:, branch] = normal(6, RegressorNetwork.NOISE, seed=9)
         after = policy.regress(poses(), other.flatten(1))
         changed = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
         assert changed == [branch == i for i in range(4)]

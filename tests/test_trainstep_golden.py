@@ -35,8 +35,9 @@ from poseaug_plugin.losses import (
     lsgan_critic_loss,
 )
 from poseaug_plugin.objectives import Generated, PolicyLosses, policy_objective
-from poseaug_plugin.policy import AugmentationPolicy, Policy, RawParameters
+from poseaug_plugin.policy import Policy
 from poseaug_plugin.pool import FakePosePool
+from poseaug_plugin.regressor_policy import RegressorPolicy
 from poseaug_plugin.rigid import root_relative
 from poseaug_plugin.skeletons import H36M_16
 from poseaug_plugin.training import PolicyTrainer
@@ -56,7 +57,7 @@ each_epoch = pytest.mark.parametrize("epoch", EPOCHS)
 class WithRecordedNoise(Policy):
     """The reference's augmentor, with the noise that it drew."""
 
-    base_noise_size, network_noise_size = 0, 0
+    noise_size = 0
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,20 +65,15 @@ class WithRecordedNoise(Policy):
         names = ("noise_1_ba", "noise_2_bl", "noise_3_rt_R", "noise_4_rt_T")
         self.noise = torch.cat([STEP[name] for name in names], 1)
 
-    def regress(self, joints: Tensor, network_noise: Tensor) -> RawParameters:
-        return self.own.regress(joints, self.noise)
-
-    def assemble(
-        self, joints: Tensor, base_noise: Tensor, raw: RawParameters | None
-    ) -> AugmentationParameters:
-        return self.own.assemble(joints, base_noise, raw)
+    def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
+        return self.own(joints, self.noise)
 
 
 class Iteration(NamedTuple):
     """Our parts in the state of the reference's, after the policy's losses."""
 
     trainer: PolicyTrainer
-    policy: AugmentationPolicy
+    policy: RegressorPolicy
     critics: dict[str, nn.Module]
     config: PoseAugConfig
     augmented: Augmented
@@ -254,7 +250,7 @@ def test_total_loss_of_the_policy(epoch: int) -> None:
 # -- the policy's step -----------------------------------------------------------------------------
 
 
-def last_layers(policy: AugmentationPolicy) -> Iterator[tuple[str, nn.Parameter]]:
+def last_layers(policy: RegressorPolicy) -> Iterator[tuple[str, nn.Parameter]]:
     """Our last layers by the reference's names."""
     for head, (network, *_, last) in zip(policy.network.heads, REFERENCE_BRANCHES, strict=True):
         for kind in ("weight", "bias"):
