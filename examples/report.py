@@ -297,7 +297,7 @@ def _samples_per_second(steps: list[Result]) -> str:
 def format_generalisation_compact(results: list[Result]) -> str:
     """One line per estimator: the second test's MPJPE and its change against the first row.
 
-    Of the rows that every estimator has.
+    Of the rows that every estimator has; the change is over the seeds that both rows have.
     """
     test = list(results[0]["tests"])[1]
     kinds = {(r["estimator"], r["frames"]) for r in results}
@@ -312,10 +312,11 @@ def format_generalisation_compact(results: list[Result]) -> str:
     ]
     for name, frames in dict.fromkeys((r["estimator"], r["frames"]) for r in results):
         chosen = [r for r in results if (r["estimator"], r["frames"]) == (name, frames)]
-        errors = [values_of(chosen, row, test, "MPJPE") for row in rows]
-        first = mean(errors[0])
-        cells = [f"{mean(e):.1f} ({_change(mean(e), first)})" if e else "" for e in errors]
-        cells = [cell.removesuffix(" ()") for cell in cells]
+        cells = []
+        for row in rows:
+            change = _paired_change(chosen, row, rows[0], test)
+            error = f"{mean(values_of(chosen, row, test, 'MPJPE')):.1f}"
+            cells.append(f"{error} ({change})" if change else error)
         lines.append(f"| {name}, {frames} frame{'s'[: frames > 1]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
