@@ -221,7 +221,7 @@ class Run:
     def result(self) -> dict[str, Any]:
         """What goes into the results file."""
         policy = self.hook.policy if self.hook else None
-        learned = isinstance(policy, AugmentationPolicy) and policy.start == "random"
+        learned = isinstance(policy, AugmentationPolicy)
         return {
             "estimator": self.name,
             "size": self.arguments.size,

@@ -1,15 +1,59 @@
-"""Is a saved state one that these networks can go on from? Asked before anything is assigned."""
+"""What a checkpoint holds, and whether these networks can go on from it: asked before they do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from .errors import PoseAugError
 from .guarded import GuardedAdam
 from .pool import FakePosePool
+from .skeleton import Skeleton
+
+_VERSION = 1
+
+
+class Saved(NamedTuple):
+    """What a checkpoint is about."""
+
+    skeleton: Skeleton
+    training: dict[str, Any]  # of a `PolicyTrainer`
+
+
+def as_state(skeleton: Skeleton | None, training: dict[str, Any] | None) -> dict[str, Any]:
+    """Tensors and plain values; both None where nothing was trained yet."""
+    data = None if skeleton is None else skeleton.as_data()
+    return {"version": _VERSION, "skeleton": data, "training": training}
+
+
+def from_state(state: object, known: Skeleton | None) -> Saved | None:
+    """Inverse of `as_state`; None where nothing was trained.
+
+    Args:
+        state: What was loaded.
+        known: The skeleton that it must be for; None for any.
+
+    Raises:
+        PoseAugError: It is something else, of another version, or for another skeleton.
+    """
+    expected = {"version", "skeleton", "training"}
+    if not isinstance(state, dict) or set(state) != expected:
+        got = sorted(state) if isinstance(state, dict) else type(state).__name__
+        raise PoseAugError(f"expected the keys {sorted(expected)}, got {got}.")
+    if state["version"] != _VERSION:
+        raise PoseAugError(f"expected version {_VERSION}, got {state['version']!r}.")
+    if state["training"] is None:
+        return None
+    try:
+        skeleton = Skeleton.from_data(state["skeleton"])
+    except (PoseAugError, TypeError, KeyError, ValueError, AttributeError) as problem:
+        raise PoseAugError(f"the skeleton in it cannot be read ({problem}).") from problem
+    if known is not None and skeleton != known:
+        raise PoseAugError(f"saved for {skeleton}, this hook has {known}.")
+    return Saved(skeleton, state["training"])
 
 
 def problems_with(

@@ -20,6 +20,7 @@ from .attachment import (
     device_of,
     holds_parameters,
 )
+from .checkpoint import as_state, from_state
 from .checks import BatchReport, check_batch, infer_skeleton
 from .config import PoseAugConfig, find_config
 from .diagnostics import Diagnostics
@@ -38,7 +39,6 @@ from .source import PoseSource
 from .training import Losses, PolicyTrainer
 from .windows import middle_frame
 
-_STATE_VERSION = 1
 _FORGOTTEN = 100  # augment calls without an update, after which a warning is due
 
 
@@ -348,11 +348,9 @@ class PoseAugHook:
         next `augment`.
         """
         trainer = self._trainer
-        return {
-            "version": _STATE_VERSION,
-            "skeleton": None if trainer is None else trainer.skeleton.as_data(),
-            "training": None if trainer is None else trainer.state_dict(),
-        }
+        if trainer is None:
+            return as_state(None, None)
+        return as_state(trainer.skeleton, trainer.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`: on a CPU bit for bit, on a GPU but for rounding.
@@ -360,30 +358,17 @@ class PoseAugHook:
         Raises:
             PoseAugError: The state does not fit; nothing has changed then.
         """
-        expected = {"version", "skeleton", "training"}
-        if not isinstance(state, dict) or set(state) != expected:
-            got = sorted(state) if isinstance(state, dict) else type(state).__name__
-            raise PoseAugError(
-                f"PoseAugHook.load_state_dict: expected the keys {sorted(expected)}, got {got}."
-            )
-        if state["version"] != _STATE_VERSION:
-            raise PoseAugError(
-                f"PoseAugHook.load_state_dict: expected version {_STATE_VERSION}, got "
-                f"{state['version']!r}."
-            )
-        if state["training"] is None:
-            return
-        skeleton = _skeleton_from(state["skeleton"])
-        if self.skeleton is not None and skeleton != self.skeleton:
-            raise PoseAugError(
-                f"PoseAugHook.load_state_dict: saved for {skeleton}, this hook has {self.skeleton}."
-            )
-        trainer = self._trainer or self._make_trainer(skeleton, device_of(self._estimator))
         try:
-            trainer.load_state_dict(state["training"])
+            saved = from_state(state, self.skeleton)
+            if saved is None:
+                return
+            trainer = self._trainer
+            if trainer is None:
+                trainer = self._make_trainer(saved.skeleton, device_of(self._estimator))
+            trainer.load_state_dict(saved.training)
         except PoseAugError as problem:
             raise PoseAugError(f"PoseAugHook.load_state_dict: {problem}") from problem
-        self._trainer, self.skeleton = trainer, skeleton
+        self._trainer, self.skeleton = trainer, saved.skeleton
         self._forget()
 
     # -- behind the scenes -----------------------------------------------------------------------
@@ -512,12 +497,3 @@ class PoseAugHook:
                 f"PoseAugHook.step failed ({type(failure).__name__}: {failure}). The estimator has "
                 "not been changed by it. hook.enabled = False trains on without augmentation."
             ) from failure
-
-
-def _skeleton_from(data: object) -> Skeleton:
-    try:
-        return Skeleton.from_data(data)  # type: ignore[arg-type]
-    except (PoseAugError, TypeError, KeyError, ValueError, AttributeError) as problem:
-        raise PoseAugError(
-            f"PoseAugHook.load_state_dict: the skeleton in it cannot be read ({problem})."
-        ) from problem

@@ -1,4 +1,4 @@
-"""The estimator's observed error as the two figures that say how hard augmented poses are."""
+"""The figures of one update, by the names that they have in `Diagnostics`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,35 @@ from torch import Tensor
 
 from .generation import Augmented, matching_frames
 from .losses import guessing_error, weighted_mean
+from .objectives import Generated
 from .rigid import root_relative
 from .skeleton import Skeleton
+
+
+def augmentation_readings(augmented: Augmented, generated: Generated) -> dict[str, Tensor]:
+    """What was done to the poses, and how many of them got out."""
+    turned = generated.bone_angle_change
+    spread, before = (
+        generated.judged(k).std(0).mean() for k in (generated.keypoints, generated.clean_keypoints)
+    )
+    in_batch = augmented.usable[augmented.places].to(turned.dtype)
+    return {
+        "unusable": (~augmented.usable).sum(),
+        "kept_share": weighted_mean(augmented.valid.to(turned.dtype), in_batch),
+        "angle_change": weighted_mean(turned, generated.weights),
+        "length_change": generated.parameters.bone_length_ratio.abs().mean(),
+        "diversity": spread / before.clamp(min=1e-6),
+    }
+
+
+def hardness_readings(
+    augmented: Augmented, observed: Tensor, skeleton: Skeleton
+) -> dict[str, Tensor]:
+    """How hard the estimator, whose errors were observed, found the augmented poses."""
+    return {
+        "hardness_ratio": hardness_ratio(observed, augmented),
+        "guessing_ratio": guessing_ratio(observed, augmented, skeleton),
+    }
 
 
 def hardness_ratio(observed: Tensor, augmented: Augmented) -> Tensor:

@@ -14,35 +14,30 @@ from torch import Tensor, nn
 from .adapters import CanonicalBatch
 from .checkpoint import problems_with
 from .config import PoseAugConfig
+from .critics import Critic, able_to_judge, compared_by, make_critics
 from .curriculum import linear_decay, training_progress
 from .diagnostics import Monitor
-from .discriminators import KeypointDiscriminator, MotionDiscriminator, PartKCSDiscriminator
 from .errors import PoseAugError
 from .execution import Execution
 from .generation import Augmented, BatchAugmenter, Draft, detached, evenly_spaced
 from .guarded import GuardedAdam
 from .hardness import HardnessPredictor
 from .isolation import saved_buffers, seeded_stream
-from .losses import weighted_mean
 from .objectives import (
     ErrorOf,
     Generated,
-    Judged,
     PolicyLosses,
     PredictorFit,
     critic_objective,
-    judged_by,
     policy_objective,
     predictor_objective,
 )
 from .policy import AugmentationPolicy, Policy, RandomPolicy
-from .pool import FakePosePool
 from .ranks import Lesson, Ranks
-from .readings import guessing_ratio, hardness_ratio
+from .readings import augmentation_readings, hardness_readings
 from .regressor_policy import RegressorPolicy
 from .skeleton import Skeleton
 from .source import PoseWindows
-from .windows import num_motion_features
 
 Result = TypeVar("Result")
 
@@ -75,16 +70,6 @@ class Losses(NamedTuple):
     critic_2d: Tensor
     critic_motion: Tensor
     predictor: Tensor
-
-
-class Critic(NamedTuple):
-    """A discriminator with what belongs to it."""
-
-    name: str  # "3d", "2d" or "motion"
-    network: nn.Module
-    pool: FakePosePool
-    adam: GuardedAdam
-    real: Tensor | None  # given poses that stand for real ones
 
 
 class PolicyTrainer:
@@ -136,25 +121,18 @@ class PolicyTrainer:
         # Initial weights come from a stream of our own; the user's global one is given back.
         with seeded_stream(seed, torch.device("cpu")):
             self.policy: Policy = policy if policy is not None else _make_policy(skeleton, config)
-            learns = any(p.requires_grad for p in self.policy.parameters())
-            critic_3d = PartKCSDiscriminator(skeleton, scope=config.kcs, width=config.width)
-            critic_2d = KeypointDiscriminator(skeleton)
-            predictor = HardnessPredictor(skeleton)
-            critic_motion = MotionDiscriminator(skeleton)
-        self.policy.to(device).train()
+            self.policy.to(device).train()
+            self._policy_adam: GuardedAdam | None = None
+            self.critics: tuple[Critic, ...] = ()
+            if any(p.requires_grad for p in self.policy.parameters()):
+                self._policy_adam = self._adam(self.policy)
+                self.critics = make_critics(skeleton, config, device, self._adam, real_3d, real_2d)
+            self.predictor: HardnessPredictor | None = None
+            self._predictor_adam: GuardedAdam | None = None
+            if config.feedback == "predicted":
+                self.predictor = HardnessPredictor(skeleton).to(device)
+                self._predictor_adam = self._adam(self.predictor, config.predictor_learning_rate)
         self.monitor = Monitor().to(device)
-        self._policy_adam = self._adam(self.policy, config.learning_rate) if learns else None
-        self.critics: tuple[Critic, ...] = ()
-        if learns:
-            self.critics = (
-                self._critic("3d", critic_3d, (skeleton.num_joints, 3), real_3d),
-                self._critic("2d", critic_2d, (skeleton.num_joints, 2), real_2d),
-                self._critic("motion", critic_motion, (num_motion_features(skeleton),)),
-            )
-        self.predictor: HardnessPredictor | None = None
-        if config.feedback == "predicted":
-            self.predictor = predictor.to(device)
-            self._predictor_adam = self._adam(self.predictor, config.predictor_learning_rate)
         self.augmenter = BatchAugmenter(
             self.policy,
             self.predictor,
@@ -168,26 +146,14 @@ class PolicyTrainer:
         if ranks is not None:
             ranks.same_start(self._modules())
 
-    def _adam(self, network: nn.Module, learning_rate: float) -> GuardedAdam:
+    def _adam(self, network: nn.Module, learning_rate: float | None = None) -> GuardedAdam:
+        config = self.config
         return GuardedAdam(
             network,
-            learning_rate,
-            self.config.max_gradient_norm,
+            config.learning_rate if learning_rate is None else learning_rate,
+            config.max_gradient_norm,
             recordable=self.execution.records,
         )
-
-    def _critic(
-        self, name: str, network: nn.Module, shape: tuple[int, ...], real: Tensor | None = None
-    ) -> Critic:
-        config, device = self.config, self.generator.device
-        network.to(device)
-        pool = FakePosePool(config.pool_capacity, shape, config.pool_swap_probability).to(device)
-        return Critic(name, network, pool, self._adam(network, config.learning_rate), real)
-
-    def _critics_of(self, generated: Generated) -> tuple[Critic, ...]:
-        """Those that can judge it: motion takes three frames to see."""
-        frames = generated.clean.shape[1]
-        return tuple(c for c in self.critics if c.name != "motion" or frames >= 3)
 
     @property
     def progress(self) -> float:
@@ -286,21 +252,22 @@ class PolicyTrainer:
         else:
             generated = compute(self.augmenter.generate, augmented.draft, augmented.made)
         if turn.critics_learn:
-            for critic in self._critics_of(generated):
-                told = compute(critic_objective, critic.network, *self._compared(critic, generated))
+            for critic in able_to_judge(self.critics, generated):
+                compared = compared_by(critic, generated, self.skeleton, self.execution)
+                told = compute(critic_objective, critic.network, *compared)
                 name = f"critic_{critic.name}"
                 lessons[name] = Lesson(critic.adam.gradients(told.loss), weight)
                 losses[name] = told.loss.detach()
                 readings[f"accuracy_{critic.name}"] = told.accuracy
         if observed is not None:
-            readings |= compute(self._hardness_readings, augmented, observed)
-        if observed is not None and self.predictor is not None:
+            readings |= compute(hardness_readings, augmented, observed, self.skeleton)
+        if observed is not None and self._predictor_adam is not None:
             fit = compute(self._predictor_fit, augmented, observed)
             lessons["predictor"] = Lesson(self._predictor_adam.gradients(fit.loss), weight)
             losses["predictor"] = fit.loss.detach()
             readings["predictor_r_squared"] = fit.r_squared
         with torch.no_grad():
-            readings |= compute(self._augmentation_readings, augmented, generated)
+            readings |= compute(augmentation_readings, augmented, generated)
         return Learned(lessons, losses, readings)
 
     def _apply(
@@ -350,7 +317,8 @@ class PolicyTrainer:
         """The total to be differentiated; poses and terms without a graph."""
         generated = self.augmenter.generate(draft)
         error_of = self._predicted_error if self.config.feedback == "predicted" else estimator_error
-        critics = {critic.name: critic.network for critic in self._critics_of(generated)}
+        judges = able_to_judge(self.critics, generated)
+        critics = {critic.name: critic.network for critic in judges}
         losses = policy_objective(
             generated,
             critics["3d"],
@@ -377,50 +345,6 @@ class PolicyTrainer:
         predicted = self.augmenter.predict(keypoints, joints)
         return predictor_objective(predicted, observed, usable.to(observed.dtype))
 
-    @torch.no_grad()
-    def _compared(self, critic: Critic, generated: Generated) -> tuple[Tensor, Tensor, Tensor]:
-        """Real poses, generated ones with older ones among them, and the real ones' weights."""
-        real, fake = self.execution.compute(self._judged, critic.name, generated)
-        weights = generated.weights
-        if critic.real is not None:
-            real = critic.real[self._random_rows(critic.real.shape[0], real.shape[0])]
-            weights = torch.ones_like(weights)
-        return real, critic.pool.exchange(fake, self.generator), weights
-
-    def _judged(self, critic: str, generated: Generated) -> Judged:
-        """With zeros in place of a pose that is not finite, so that no pool ever holds one."""
-        real, fake = judged_by(critic, generated, self.skeleton)
-        finite = fake.isfinite().flatten(1).all(1)
-        return Judged(real, torch.where(finite.reshape(-1, *[1] * (fake.dim() - 1)), fake, 0.0))
-
-    def _random_rows(self, available: int, count: int) -> Tensor:
-        return torch.randint(
-            available, (count,), device=self.generator.device, generator=self.generator
-        )
-
-    def _hardness_readings(self, augmented: Augmented, observed: Tensor) -> dict[str, Tensor]:
-        return {
-            "hardness_ratio": hardness_ratio(observed, augmented),
-            "guessing_ratio": guessing_ratio(observed, augmented, self.skeleton),
-        }
-
-    def _augmentation_readings(
-        self, augmented: Augmented, generated: Generated
-    ) -> dict[str, Tensor]:
-        turned = generated.bone_angle_change
-        spread, before = (
-            generated.judged(k).std(0).mean()
-            for k in (generated.keypoints, generated.clean_keypoints)
-        )
-        in_batch = augmented.usable[augmented.places].to(turned.dtype)
-        return {
-            "unusable": (~augmented.usable).sum(),
-            "kept_share": weighted_mean(augmented.valid.to(turned.dtype), in_batch),
-            "angle_change": weighted_mean(turned, generated.weights),
-            "length_change": generated.parameters.bone_length_ratio.abs().mean(),
-            "diversity": spread / before.clamp(min=1e-6),
-        }
-
     # -- state -----------------------------------------------------------------------------------
 
     def _modules(self) -> nn.ModuleDict:
@@ -440,7 +364,7 @@ class PolicyTrainer:
         """In the order in which the networks learn."""
         adams = {} if self._policy_adam is None else {"policy": self._policy_adam}
         adams |= {f"critic_{critic.name}": critic.adam for critic in self.critics}
-        if self.predictor is not None:
+        if self._predictor_adam is not None:
             adams["predictor"] = self._predictor_adam
         return adams
 

@@ -42,7 +42,7 @@ ROWS = (
         "regressor_policy",
     ),
     ("objectives", "checks", "checkpoint", "source"),
-    ("generation",),
+    ("generation", "critics"),
     ("estimator_error", "readings"),
     ("training",),
     ("hook",),
@@ -187,7 +187,8 @@ def test_public_methods_of_the_hook() -> None:
 # -- no device sync --------------------------------------------------------------------------------
 
 HOT = (
-    *("hook", "policy", "discriminators", "hardness", "pool", "augmentation", "training"),
+    *("hook", "policy", "regressor_policy", "discriminators", "hardness", "pool"),
+    *("augmentation", "training", "critics"),
     *(
         "generation",
         "objectives",
