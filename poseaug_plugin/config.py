@@ -27,7 +27,7 @@ class PoseAugConfig:
             are seen like the hook's ``"real_poses_2d"``, as large and with the root there. For
             adaptation to a camera set-up of which only 2D is known.
         fixed_trunk: Trunk bones stay unbent, the anchor length stays (released code).
-        shared_extractor: One feature extractor for all regressors (paper).
+        shared_extractor: With ``"regressors"``: one feature extractor for all of them (paper).
         width: Hidden width of policy and 3D critic.
         mix: ``"replace"`` a share of the batch, or ``"append"`` an augmented copy of all of it.
         share: Share of the batch that is replaced.

@@ -56,17 +56,21 @@ def make_critics(
         real_3d: (N, J, 3) poses that the 3D critic takes for real; None for those of the batches.
         real_2d: (N, J, 2) likewise for the 2D critic.
     """
-    networks = (
-        ("3d", PartKCSDiscriminator(skeleton, scope=config.kcs, width=config.width), real_3d),
-        ("2d", KeypointDiscriminator(skeleton), real_2d),
-        ("motion", MotionDiscriminator(skeleton), None),
+
+    def make(
+        name: str, network: nn.Module, shape: tuple[int, ...], real: Tensor | None = None
+    ) -> Critic:
+        network.to(device)
+        pool = FakePosePool(config.pool_capacity, shape, config.pool_swap_probability).to(device)
+        return Critic(name, network, pool, adam_of(network), real)
+
+    joints = skeleton.num_joints
+    critic_3d = PartKCSDiscriminator(skeleton, scope=config.kcs, width=config.width)
+    return (
+        make("3d", critic_3d, (joints, 3), real_3d),
+        make("2d", KeypointDiscriminator(skeleton), (joints, 2), real_2d),
+        make("motion", MotionDiscriminator(skeleton), (num_motion_features(skeleton),)),
     )
-    shapes = ((skeleton.num_joints, 3), (skeleton.num_joints, 2), (num_motion_features(skeleton),))
-    critics = []
-    for (name, network, real), shape in zip(networks, shapes, strict=True):
-        pool = FakePosePool(config.pool_capacity, shape, config.pool_swap_probability)
-        critics.append(Critic(name, network.to(device), pool.to(device), adam_of(network), real))
-    return tuple(critics)
 
 
 def able_to_judge(critics: tuple[Critic, ...], generated: Generated) -> tuple[Critic, ...]:
