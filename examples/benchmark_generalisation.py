@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -129,6 +129,44 @@ LEARNING_RATES = {
 }
 
 
+def schedule(estimator: str, arguments: argparse.Namespace) -> dict[str, Any]:
+    """How a run is trained: what rows of one estimator must share to stand in one table."""
+    return {
+        "size": arguments.size,
+        "updates": arguments.updates,
+        "batch": arguments.batch,
+        "lr": arguments.lr or LEARNING_RATES[estimator],
+    }
+
+
+def check_results(
+    results: list[dict[str, Any]], tests: Collection[str], arguments: argparse.Namespace
+) -> None:
+    """Refuse a results file of other runs, whose rows would pass for those that are asked for.
+
+    Raises:
+        SystemExit: One of its runs was trained by another schedule, or tested on something else.
+    """
+    for result in results:
+        name = result["estimator"]
+        if name not in arguments.estimators or result["frames"] != arguments.frames:
+            continue
+        asked = {**schedule(name, arguments), "tests": sorted(tests)}
+        has = {key: result[key] for key in asked} | {"tests": sorted(result["tests"])}
+        _check_same(f"--out {arguments.out} has runs of {name}", has, asked)
+
+
+def _check_same(what: str, has: dict[str, Any], asked: dict[str, Any]) -> None:
+    other = [key for key in asked if has[key] != asked[key]]
+    if other:
+        received, expected = (
+            ", ".join(f"{key} {values[key]}" for key in other) for values in (has, asked)
+        )
+        raise SystemExit(
+            f"{what} with {received}, asked for are {expected}: name another --out, or remove that."
+        )
+
+
 class Run:
     """One training: an estimator, its optimizer, and perhaps the hook."""
 
@@ -139,7 +177,8 @@ class Run:
         self.name, self.row, self.seed, self.arguments = name, row, seed, arguments
         self.data, device = data, data.train.joints.device
         self.estimator = ESTIMATORS[name][arguments.size](arguments.frames).to(device)
-        self.lr = arguments.lr or LEARNING_RATES[name]
+        self.schedule = schedule(name, arguments)
+        self.lr = self.schedule["lr"]
         self.optimizer = torch.optim.Adam(self.estimator.parameters(), lr=self.lr)
         self.order = torch.Generator().manual_seed(seed)
         self.updates, self.seconds = 0, 0.0
@@ -224,13 +263,10 @@ class Run:
         learned = isinstance(policy, AugmentationPolicy)
         return {
             "estimator": self.name,
-            "size": self.arguments.size,
             "frames": self.arguments.frames,
             "row": self.row,
             "seed": self.seed,
-            "updates": self.updates,
-            "batch": self.arguments.batch,
-            "lr": self.lr,
+            **self.schedule,
             "seconds": round(self.seconds),
             "tests": self.evaluate(),
             "diagnostics": self.hook.diagnostics()._asdict() if self.hook else None,
@@ -240,6 +276,7 @@ class Run:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a bit-exact continuation needs."""
         return {
+            "schedule": self.schedule,
             "updates": self.updates,
             "seconds": self.seconds,
             "estimator": self.estimator.state_dict(),
@@ -271,7 +308,9 @@ def _means_by(labels: tuple[str, ...], errors: Tensor) -> dict[str, float]:
 def complete(run: Run, checkpoint: Path) -> None:
     """Train a run to its end, from its checkpoint if there is one; save now and then."""
     if checkpoint.exists():
-        run.load_state_dict(torch.load(checkpoint, weights_only=True, map_location="cpu"))
+        state = torch.load(checkpoint, weights_only=True, map_location="cpu")
+        _check_same(f"{checkpoint} is half of a run", state["schedule"], run.schedule)
+        run.load_state_dict(state)
     total = run.arguments.updates
     label = f"{run.name}, {run.row}, seed {run.seed}"
     with tqdm(total=total, initial=run.updates, desc=label, unit="step", mininterval=5) as bar:
@@ -329,6 +368,7 @@ def main() -> None:
         every=arguments.every,
         clips=arguments.clips,
     )
+    check_results(read_results(arguments.out), data.tests, arguments)
     print(f"{len(data.train.joints):,} training frames, {device}", flush=True)
     started = time.monotonic()
     # Seeds outside, so that an early end leaves whole tables of fewer seeds.

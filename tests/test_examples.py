@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from argparse import Namespace
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,34 @@ def result(row: str, seed: int, mpjpe: float) -> dict[str, Any]:
         "diagnostics": None,
         "spread_factors": None,
     }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({"lr": 1e-3}, "stgcn with lr 0.01, asked for are lr 0.001"),
+        ({"updates": 20}, "updates 10, asked for are updates 20"),
+        ({"size": "published"}, "size small, asked for are size published"),
+        ({"tests": ["same views"]}, r"tests \['in-domain'\], asked for are"),
+        ({"updates": 20, "frames": 9}, None),  # a table of its own
+        ({"updates": 20, "estimators": ["semgcn"]}, None),
+    ],
+)
+def test_benchmark_adds_no_rows_to_those_of_another_schedule(
+    change: dict[str, Any], message: str | None
+) -> None:
+    from benchmark_generalisation import check_results
+
+    asked = {"size": "small", "updates": 10, "batch": 8, "lr": None, "frames": 1}
+    asked |= {"estimators": ["stgcn"], "tests": ["in-domain"], "out": "runs.json"} | change
+    results = [
+        {"estimator": "stgcn", "frames": 1, "size": "small", "updates": 10, "batch": 8, "lr": 0.01}
+        | {"tests": {"in-domain": {}}}
+    ]
+    refused = pytest.raises(SystemExit, match=message) if message else nullcontext()
+    with refused:
+        check_results(results, asked.pop("tests"), Namespace(**asked))
 
 
 def test_table_of_results() -> None:
