@@ -1,6 +1,6 @@
 """Sequences seen through cameras, as tensors from which windows of frames are taken.
 
-The folder holds source_cmu.npz, target_bandai.npz and cameras.json (see docs/results.md): the
+The folder holds source_cmu.npz, target_bandai.npz and cameras.json (see docs/examples.md): the
 lifter trains on the source's people through the `source` cameras, and is tested on others.
 """
 

@@ -1,7 +1,7 @@
 """Train one 2D-to-3D lifter three ways; see how it does on people and cameras it never saw.
 
     python examples/quickstart.py                     # procedural motion, about three minutes
-    python examples/quickstart.py --data FOLDER       # motion capture, see docs/results.md
+    python examples/quickstart.py --data FOLDER       # motion capture, see docs/examples.md
     python examples/quickstart.py --h36m data_3d_h36m.npz
 
 No augmentation, random augmentation (`preset="random"`) and PoseAug's loop (`PoseAugHook`), each

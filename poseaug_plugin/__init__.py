@@ -1,4 +1,4 @@
-"""PoseAug's learned, fed-back pose augmentation for the training loop you already have.
+"""PoseAug's learned pose augmentation for the training loop you already have.
 
 Gong, Zhang and Feng: PoseAug: A Differentiable Pose Augmentation Framework for 3D Human Pose
 Estimation, CVPR 2021.

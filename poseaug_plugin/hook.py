@@ -1,4 +1,4 @@
-"""`PoseAugHook`: PoseAug's feedback loop attached to somebody else's training loop."""
+"""`PoseAugHook`: PoseAug attached to somebody else's training loop."""
 
 from __future__ import annotations
 
