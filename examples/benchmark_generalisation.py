@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from ablation import HELD_OUT
+from checkpoints import random_state, set_random_state
 from estimators.semgcn import SemGCN
 from estimators.simple_baseline import SimpleBaseline
 from estimators.stgcn import STGCN
@@ -130,12 +131,17 @@ LEARNING_RATES = {
 
 
 def schedule(estimator: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """How a run is trained: what rows of one estimator must share to stand in one table."""
+    """How a run is trained and tested: what rows of one estimator must share in a table."""
     return {
         "size": arguments.size,
         "updates": arguments.updates,
         "batch": arguments.batch,
         "lr": arguments.lr or LEARNING_RATES[estimator],
+        "bf16": arguments.bf16,
+        "subjects": list(arguments.subjects),
+        "every": arguments.every,
+        "clips": arguments.clips,
+        "held_out": list(arguments.held_out) if arguments.validate else None,
     }
 
 
@@ -284,7 +290,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "poseaug": None if self.hook is None else self.hook.state_dict(),
             "order": self.order.get_state(),
-            "random": torch.get_rng_state(),
+            "random": random_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -295,7 +301,7 @@ class Run:
         if self.hook is not None:
             self.hook.load_state_dict(state["poseaug"])
         self.order.set_state(state["order"])
-        torch.set_rng_state(state["random"])
+        set_random_state(state["random"])
 
 
 def _means_by(labels: tuple[str, ...], errors: Tensor) -> dict[str, float]:

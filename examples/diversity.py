@@ -17,6 +17,7 @@ import torch
 from benchmark_generalisation import ROWS, Run
 from figures import plt
 from generalisation_data import Benchmark, load
+from mocap import TRAIN_SUBJECTS
 from report import format_diversity, write_results
 from torch import Tensor, einsum
 from torch.nn.functional import cosine_similarity, normalize
@@ -188,16 +189,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/diversity.json"))
     parser.add_argument("--picture", type=Path, help="PNG; beside --out by default")
     rows = ["random, narrow", AGAINST, "default"]
-    parser.add_argument("--rows", nargs="+", choices=sorted({*ROWS} - {"none"}), default=rows)
+    parser.add_argument(
+        "--rows", nargs="+", choices=sorted(r for r in ROWS if ROWS[r] is not None), default=rows
+    )
     parser.add_argument("--updates", type=int, default=1500)
     parser.add_argument("--poses", type=int, default=8192, help="of every set")
     parser.add_argument("--smoke", action="store_true", help="the whole path in seconds")
     arguments = parser.parse_args()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    vars(arguments).update(size="small", frames=1, lr=None, batch=256, bf16=False)
     if arguments.smoke:
         arguments.updates, arguments.poses = 5, 256
     every, clips, steps = (20, 40, 5) if arguments.smoke else (1, 1, 300)
+    vars(arguments).update(size="small", frames=1, lr=None, batch=256, bf16=False)
+    vars(arguments).update(subjects=TRAIN_SUBJECTS, every=every, clips=clips, validate=False)
     data = load(arguments.data, torch.device("cpu"), every=every, clips=clips)
 
     def some(poses: Tensor) -> Tensor:

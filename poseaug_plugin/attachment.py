@@ -63,7 +63,9 @@ def check_estimator(estimator: nn.Module) -> None:
             f"PoseAugHook: estimator must be a torch.nn.Module, got {type(estimator).__name__}."
         )
     if any(
-        c.__name__ in ("FullyShardedDataParallel", "FSDPModule") for c in type(estimator).__mro__
+        kind.__name__ in ("FullyShardedDataParallel", "FSDPModule")
+        for module in estimator.modules()
+        for kind in type(module).__mro__
     ):
         raise PoseAugError(
             "PoseAugHook: FSDP shards the estimator's parameters, which the hook cannot follow; "

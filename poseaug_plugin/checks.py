@@ -68,11 +68,12 @@ def infer_skeleton(
     inputs_2d: Tensor,
     inputs_3d: Tensor,
     camera: Any,  # noqa: ANN401
+    call: str = "augment",
 ) -> Skeleton:
     """The preset that a batch is in, from its joint count and, if need be, its symmetry.
 
     Human3.6M, MPI-INF-3DHP and COCO all have 17 joints: of the right one, left and right bones are
-    equally long.
+    equally long. What was called is only for the error.
 
     Raises:
         PoseAugError: No preset has that many joints, or several fit.
@@ -81,7 +82,7 @@ def infer_skeleton(
     presets = [s for s in SKELETONS.values() if s.num_joints == count]
     if not presets:
         raise PoseAugError(
-            f"PoseAugHook.augment: no preset has {count} joints (inputs_3d is "
+            f"PoseAugHook.{call}: no preset has {count} joints (inputs_3d is "
             f"{tuple(inputs_3d.shape)}); pass skeleton=Skeleton(...), see docs/conventions.md."
         )
     if len(presets) == 1:
@@ -90,7 +91,7 @@ def infer_skeleton(
     for skeleton in presets:
         problem = adapter.check(inputs_2d, inputs_3d, camera, count)
         if problem:
-            raise PoseAugError(f"PoseAugHook.augment: {problem}.")
+            raise PoseAugError(f"PoseAugHook.{call}: {problem}.")
         batch = adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
         found.append((asymmetry(batch.joints[batch.usable], skeleton), skeleton))
     found.sort(key=lambda pair: pair[0])
@@ -98,7 +99,7 @@ def infer_skeleton(
     if best < _ASYMMETRIC and second > 2 * best:
         return skeleton
     raise PoseAugError(
-        f"PoseAugHook.augment: {count} joints fit {', '.join(s.name for s in presets)}, and left "
+        f"PoseAugHook.{call}: {count} joints fit {', '.join(s.name for s in presets)}, and left "
         f"and right bones do not tell which (differences "
         f"{', '.join(f'{s.name} {a:.0%}' for a, s in found)}); pass skeleton='...'."
     )
@@ -116,9 +117,6 @@ def check_batch(
 
     Where 3D is of one frame of the window, ``target_frame`` tells which of so many it is.
     """
-    problem = adapter.check(inputs_2d, inputs_3d, camera, skeleton.num_joints)
-    if problem:
-        raise PoseAugError(f"PoseAugHook.check_batch: {problem} (skeleton {skeleton.name!r}).")
     batch = adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
     usable = batch.usable
     joints, keypoints = batch.joints[usable], batch.keypoints[usable]

@@ -149,8 +149,10 @@ class PoseAugConfig:
         check_operations(self.operations)
         for name in ("bent_hardness", "moved_hardness"):
             value = getattr(self, name)
-            if isinstance(value, (int, float)):
-                object.__setattr__(self, name, Ramp(value, value))
+            ends = (value, value) if isinstance(value, (int, float)) else value
+            if not isinstance(ends, tuple) or len(ends) != 2:
+                raise PoseAugError(f"{name} must be a number, or Ramp(start, end), got {value!r}.")
+            object.__setattr__(self, name, Ramp(*ends))
         hints = get_type_hints(PoseAugConfig)
         for option in fields(self):
             choices = get_args(hints[option.name])

@@ -31,7 +31,7 @@ class Diagnostics(NamedTuple):
     length_change: float  # mean |bone length ratio|
     diversity: float  # spread of augmented 2D poses inside a batch / that of original ones
     unusable_samples: int  # samples that were not finite or stood behind the camera
-    skipped_steps: int  # updates of any of the hook's networks left out
+    skipped_steps: int  # updates in which a network was left out, its gradient not being finite
 
 
 _MEANS = Diagnostics._fields[1:11]

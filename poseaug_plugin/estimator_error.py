@@ -35,7 +35,7 @@ def observed_error(
     target = root_relative(augmented.joints, skeleton)
     try:
         predicted = root_relative(adapter.predicted_joints(prediction, skeleton), skeleton)
-    except (RuntimeError, ValueError):
+    except (RuntimeError, ValueError, IndexError):
         return None
     target = matching_frames(target, predicted.shape[1], augmented.target)
     if predicted.shape != target.shape:

@@ -64,16 +64,16 @@ class GuardedAdam:
         """One step, unless a gradient is not finite or ``usable`` (a 0-d bool) is False.
 
         Returns:
-            1 where the step was left out, else 0: a 0-d tensor on the device.
+            0-d bool on the device: whether it was left out because a gradient was not finite.
         """
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = _laid_out_like(parameter, gradient)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm)
-        skipped = (~(norm.isfinite() & usable)).to(torch.float32)
-        self.adam.found_inf = skipped  # type: ignore[attr-defined]
+        finite = norm.isfinite()
+        self.adam.found_inf = (~(finite & usable)).to(torch.float32)  # type: ignore[attr-defined]
         self.adam.step()
         self.adam.zero_grad(set_to_none=True)
-        return skipped
+        return usable & ~finite
 
     def state_dict(self) -> dict[str, Any]:
         """Adam's state, the same whether it can be recorded or not."""
@@ -85,7 +85,7 @@ class GuardedAdam:
         """What keeps a state from being loaded here."""
         try:
             count = len(state["param_groups"][0]["params"])
-            moments = dict(state["state"])
+            moments = {i: dict(moment) for i, moment in dict(state["state"]).items()}
             float(state["param_groups"][0]["lr"])
         except (KeyError, IndexError, TypeError, ValueError):
             return ["not the state of an Adam optimizer"]

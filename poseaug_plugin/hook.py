@@ -28,7 +28,7 @@ from .errors import PoseAugError, PoseAugWarning
 from .estimator_error import IsolatedError, observed_error
 from .generation import Augmented
 from .isolation import own_defaults
-from .mixing import HostBatch, mixed, mixed_cameras
+from .mixing import HostBatch, mixed, mixed_cameras, one_each
 from .objectives import PolicyLosses
 from .observation import PredictionObserver
 from .policy import Policy
@@ -46,7 +46,6 @@ class _Pending(NamedTuple):
     """An augmented batch that waits for the user's forward pass and optimizer step."""
 
     augmented: Augmented
-    returned: HostPoses
     clean: HostPoses  # the host's own rows that were augmented
 
 
@@ -116,6 +115,14 @@ class PoseAugHook:
         self._estimator = estimator
         self._optimizer = optimizer
         self._ranks = Ranks.of(estimator)
+        if Ranks.are_missed(estimator):
+            warnings.warn(
+                "PoseAugHook: several processes run, but the estimator is not in "
+                "DistributedDataParallel, so that every process trains a policy of its own. Build "
+                "the hook on the wrapped estimator.",
+                PoseAugWarning,
+                stacklevel=2,
+            )
         if self._ranks is not None and skeleton is None:
             raise PoseAugError(
                 "PoseAugHook: with several processes every one needs the hook's networks from the "
@@ -138,8 +145,12 @@ class PoseAugHook:
         self._make_trainer = make_trainer
         self._trainer: PolicyTrainer | None = None
         self._pending: _Pending | None = None
+        # With several processes also where nothing is pending: the others may have something.
+        self._owes_update = False
         self._observer = PredictionObserver()
         self._augments_without_update = 0
+        self._too_small_in_a_row = 0
+        self._has_looked = False
         self._warned: set[str] = set()
         if self.skeleton is not None:
             self._trainer = self._make_trainer(self.skeleton, device_of(estimator))
@@ -207,7 +218,7 @@ class PoseAugHook:
             ``inputs_2d, inputs_3d`` with the same dtypes, devices and conventions (and shapes,
             unless ``mix="append"``): detached, contiguous, safe to change in place. Samples that
             were not augmented are bit-identical; with the hook off, or where less than two samples
-            are to be augmented (a last batch of one), the very tensors that came in.
+            are to be augmented (a last batch of three), the very tensors that came in.
 
         Raises:
             PoseAugError: Wrong shapes, dtypes or devices; nothing has changed then.
@@ -223,8 +234,11 @@ class PoseAugHook:
         *,
         keeps_cameras: bool,
     ) -> HostBatch:
-        if not self.enabled:
-            return HostBatch(inputs_2d, inputs_3d, camera)
+        untouched = HostBatch(inputs_2d, inputs_3d, camera)
+        if not keeps_cameras and isinstance(inputs_3d, Tensor):
+            untouched = untouched._replace(camera=one_each(camera, inputs_3d.shape[0]))
+        if not self._is_on:
+            return untouched
         if torch.is_inference_mode_enabled():
             raise PoseAugError(
                 "PoseAugHook.augment was called under torch.inference_mode(), where nothing can be "
@@ -233,7 +247,10 @@ class PoseAugHook:
         trainer = self._ready_trainer(inputs_2d, inputs_3d, camera)
         if trainer.augmenter.count_of(inputs_3d.shape[0]) < 2:
             self._forget()
-            return HostBatch(inputs_2d, inputs_3d, camera)
+            self._owes_update = self._ranks is not None
+            self._count_small_batches(inputs_3d.shape[0])
+            return untouched
+        self._too_small_in_a_row = 0
         self._count_forgotten_steps()
         skeleton = trainer.skeleton
         with torch.no_grad(), own_defaults(inputs_3d.device):
@@ -250,7 +267,8 @@ class PoseAugHook:
                     for original, new, old in zip((inputs_2d, inputs_3d), made, clean, strict=True)
                 )
             )
-        self._pending = _Pending(augmented, returned, clean)
+        self._look_once(augmented)
+        self._pending, self._owes_update = _Pending(augmented, clean), True
         self._observer.expect(returned.inputs_2d)
         if keeps_cameras:
             return HostBatch(*returned, camera)
@@ -293,7 +311,7 @@ class PoseAugHook:
         try:
             yield
         finally:
-            self.enabled = enabled and bool(self._handles)
+            self.enabled = enabled
 
     def remove(self) -> None:
         """Detach from estimator and optimizer for good; batches then pass through unchanged."""
@@ -302,6 +320,10 @@ class PoseAugHook:
         self._handles.clear()
         self.enabled = False
         self._forget()
+
+    @property
+    def _is_on(self) -> bool:
+        return self.enabled and bool(self._handles)
 
     # -- looking inside --------------------------------------------------------------------------
 
@@ -335,7 +357,10 @@ class PoseAugHook:
 
         Reads values and changes nothing; arguments as for `augment`.
         """
-        skeleton = self.skeleton or infer_skeleton(self.adapter, inputs_2d, inputs_3d, camera)
+        self._refuse_misfits("check_batch", inputs_2d, inputs_3d, camera)
+        skeleton = self.skeleton or infer_skeleton(
+            self.adapter, inputs_2d, inputs_3d, camera, "check_batch"
+        )
         target_frame = middle_frame if self._source is None else self._source.target_frame
         return check_batch(self.adapter, inputs_2d, inputs_3d, camera, skeleton, target_frame)
 
@@ -360,9 +385,14 @@ class PoseAugHook:
         """
         try:
             saved = from_state(state, self.skeleton)
-            if saved is None:
-                return
             trainer = self._trainer
+            if saved is None:
+                if trainer is not None and trainer.num_updates:
+                    raise PoseAugError(
+                        "it was saved before the first batch, and this hook has learned already; "
+                        "to start anew make another."
+                    )
+                return
             if trainer is None:
                 trainer = self._make_trainer(saved.skeleton, device_of(self._estimator))
             trainer.load_state_dict(saved.training)
@@ -380,7 +410,8 @@ class PoseAugHook:
             )
         return self._trainer
 
-    def _ready_trainer(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> PolicyTrainer:  # noqa: ANN401
+    def _refuse_misfits(self, call: str, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> int:  # noqa: ANN401
+        """Number of joints, after `Adapter.check` and a look at the frames."""
         skeleton = self.skeleton
         count = skeleton.num_joints if skeleton else None
         if count is None:
@@ -389,7 +420,11 @@ class PoseAugHook:
         problem = problem or self._missing_frames(inputs_2d, inputs_3d)
         if problem:
             known = f" for skeleton {skeleton.name!r}" if skeleton else ""
-            raise PoseAugError(f"PoseAugHook.augment: {problem}{known}.")
+            raise PoseAugError(f"PoseAugHook.{call}: {problem}{known}.")
+        return count
+
+    def _ready_trainer(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> PolicyTrainer:  # noqa: ANN401
+        count = self._refuse_misfits("augment", inputs_2d, inputs_3d, camera)
         trainer, device = self._trainer, inputs_3d.device
         home = device_of(self._estimator) if trainer is None else trainer.generator.device
         if device != home:
@@ -423,8 +458,29 @@ class PoseAugHook:
         )
 
     def _forget(self) -> None:
-        self._pending = None
+        self._pending, self._owes_update = None, False
         self._observer.forget()
+
+    def _look_once(self, augmented: Augmented) -> None:
+        """The one wait for the device: a hook that never does anything has to say so."""
+        if self._has_looked:
+            return
+        self._has_looked = True
+        if not augmented.usable.any():
+            self._warn(
+                "unusable",
+                "no sample of the first batch is finite and in front of the camera, so nothing was "
+                "augmented. print(hook.check_batch(inputs_2d, inputs_3d, camera)) tells more.",
+            )
+
+    def _count_small_batches(self, size: int) -> None:
+        self._too_small_in_a_row += 1
+        if self._too_small_in_a_row == _FORGOTTEN:
+            self._warn(
+                "small",
+                f"{_FORGOTTEN} batches in a row were not augmented: share={self.config.share} of "
+                f"{size} samples is less than two. Pass a larger share, or larger batches.",
+            )
 
     def _count_forgotten_steps(self) -> None:
         self._augments_without_update += 1
@@ -453,11 +509,11 @@ class PoseAugHook:
         )
 
     def _on_forward(self, *call: Any) -> None:  # noqa: ANN401
-        if self._pending is not None and self.enabled:
+        if self._pending is not None and self._is_on:
             self._observer.on_forward(*call)
 
     def _on_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:  # noqa: ANN401
-        if self._pending is None and self._ranks is None:
+        if not self._owes_update:
             return
         named = self._optimizer
         if optimizer is named or (named is None and holds_parameters(optimizer, self._estimator)):
@@ -465,9 +521,9 @@ class PoseAugHook:
             self._train(skip=getattr(optimizer, "found_inf", None))
 
     def _train(self, skip: Tensor | None) -> None:
-        pending, prediction = self._pending, self._observer.prediction
+        pending, prediction, is_due = self._pending, self._observer.prediction, self._owes_update
         self._forget()
-        if not self.enabled or (pending is None and self._ranks is None):
+        if not self._is_on or not is_due:
             return
         self._augments_without_update = 0
         trainer, adapter = self._existing_trainer(), self.adapter

@@ -70,16 +70,34 @@ def mixed_cameras(
     if isinstance(camera, (tuple, list)):
         first, *others = camera
         changed = mixed_cameras(first, made, rows, valid, batch_size, mix)
-        return type(camera)([changed, *(_again(x) if mix == "append" else x for x in others)])
+        if mix == "append":
+            others = [_again(values, batch_size) for values in others]
+        return _like(camera, [changed, *others])
+    camera = one_each(camera, batch_size)
     own = camera.detach() if isinstance(camera, Tensor) else torch.as_tensor(camera, device="cpu")
-    own = own.expand(batch_size, own.shape[-1])
     its_rows = rows.to(own.device)
     cameras = mixed(own, made.to(own), own[its_rows], its_rows, valid.to(own.device), mix)
     return cameras if isinstance(camera, Tensor) else np.asarray(cameras)
 
 
-def _again(values: Any) -> Any:  # noqa: ANN401
+def one_each(camera: Any, batch_size: int) -> Any:  # noqa: ANN401
+    """Cameras in the host's form, the intrinsics (B, 9) also where they were (9,) for all."""
+    if isinstance(camera, (tuple, list)):
+        return _like(camera, [one_each(camera[0], batch_size), *camera[1:]])
+    if getattr(camera, "ndim", 0) != 1:
+        return camera
+    if isinstance(camera, Tensor):
+        return camera.expand(batch_size, -1).contiguous()
+    return np.repeat(camera[None], batch_size, 0)
+
+
+def _like(camera: Any, values: list[Any]) -> Any:  # noqa: ANN401
+    """A list, a tuple or a named tuple of other values."""
+    return type(camera)(*values) if hasattr(camera, "_fields") else type(camera)(values)
+
+
+def _again(values: Any, batch_size: int) -> Any:  # noqa: ANN401
     """What has a row per sample, for a batch and its appended copy."""
-    if getattr(values, "ndim", 0) != 2:
+    if not getattr(values, "ndim", 0) or len(values) != batch_size:
         return values
     return torch.cat([values] * 2) if isinstance(values, Tensor) else np.concatenate([values] * 2)

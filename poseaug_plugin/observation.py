@@ -63,6 +63,8 @@ class PredictionObserver:
         prediction = first_tensor(output)
         if prediction is None or not prediction.dim():
             return
+        if _memory(prediction) is None:
+            return
         prediction = prediction.detach()
         given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
         own = next((x for x in given if _memory(x) == _memory(self._awaited)), None)
@@ -90,8 +92,12 @@ def _overlap(first: range, second: range) -> bool:
     return first.start < second.stop and second.start < first.stop
 
 
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def _memory(tensor: Tensor) -> int | None:
+    """Where its values are; None where they are nowhere (sparse tensors, those of torch.func)."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def first_tensor(output: Any) -> Tensor | None:  # noqa: ANN401

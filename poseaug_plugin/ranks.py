@@ -36,12 +36,19 @@ class Ranks:
         ranks = cls(estimator.process_group)
         return ranks if ranks.size > 1 else None
 
+    @staticmethod
+    def are_missed(estimator: nn.Module) -> bool:
+        """Whether several processes run, and the estimator does not say that they train it."""
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        estimator = getattr(estimator, "_orig_mod", estimator)
+        return several and not isinstance(estimator, nn.parallel.DistributedDataParallel)
+
     @torch.no_grad()
     def same_start(self, module: nn.Module) -> None:
         """Give every rank the weights and buffers of the first."""
         state = [t for t in module.state_dict().values() if isinstance(t, Tensor) and t.numel()]
         for tensor in state:
-            dist.broadcast(tensor, group_src=0, group=self.group)
+            dist.broadcast(tensor, src=dist.get_global_rank(self.group, 0), group=self.group)
 
     @torch.no_grad()
     def average(self, lessons: list[Lesson], buffers: list[Tensor]) -> list[Lesson]:

@@ -18,10 +18,10 @@ def augmentation_readings(augmented: Augmented, generated: Generated) -> dict[st
     spread, before = (
         generated.judged(k).std(0).mean() for k in (generated.keypoints, generated.clean_keypoints)
     )
-    in_batch = augmented.usable[augmented.places].to(turned.dtype)
+    in_batch = augmented.usable[augmented.places]
     return {
         "unusable": (~augmented.usable).sum(),
-        "kept_share": weighted_mean(augmented.valid.to(turned.dtype), in_batch),
+        "kept_share": (augmented.valid & in_batch).sum() / in_batch.sum(),  # NaN without any
         "angle_change": weighted_mean(turned, generated.weights),
         "length_change": generated.parameters.bone_length_ratio.abs().mean(),
         "diversity": spread / before.clamp(min=1e-6),

@@ -64,7 +64,8 @@ class PoseSource:
         if self.cameras.shape != (len(sequences), 9):
             raise PoseAugError(
                 f"PoseSource: cameras must give (9,) intrinsics for each of the {len(sequences)} "
-                "sequences, under the same keys or in the same order, or one (9,) for all."
+                "sequences, under the same keys (or two lists, in the same order), or one (9,) for "
+                "all."
             )
         self.sequences = sequences
         self.causal, self.flip = causal, flip

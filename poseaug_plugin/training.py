@@ -188,8 +188,8 @@ class PolicyTrainer:
                 something.
             observed: (N,) errors in metres of the user's own forward pass on that batch, if known.
             estimator_error: The estimator itself, for ``feedback="estimator"``.
-            skip: Not zero where the user's own step is being undone on the device: then no network
-                changes either.
+            skip: Not zero where the user's own step is being undone on the device: then no weights
+                change either.
         """
         turn = self._turn(augmented, estimator_error)
         run = self.execution.run if turn.recurs and self._pools_are_settled else _as_written
@@ -279,15 +279,15 @@ class PolicyTrainer:
         _: Turn,
     ) -> None:
         """Every network's step, and the monitor's of this rank's ``own`` lessons."""
-        skipped, adams = [], self._adams()
+        adams = self._adams()
+        skipped = torch.zeros((), dtype=torch.bool, device=self.generator.device)
         for name, (gradients, weight) in lessons.items():
             may_learn = weight > 0 if skip is None else (weight > 0) & (skip == 0)
             left_out = adams[name].step(gradients, may_learn)
             if name in own:
-                skipped.append(left_out)
+                skipped = skipped | left_out
         if readings is not None:
-            none = torch.zeros((), device=self.generator.device)
-            self.monitor.record(skipped=sum(skipped, none), **readings)
+            self.monitor.record(skipped=skipped, **readings)
 
     def _learning(self) -> dict[str, GuardedAdam]:
         """The networks that learn in this update, in order, the same ones on every rank."""

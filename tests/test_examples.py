@@ -136,6 +136,9 @@ def result(row: str, seed: int, mpjpe: float) -> dict[str, Any]:
         ({"lr": 1e-3}, "stgcn with lr 0.01, asked for are lr 0.001"),
         ({"updates": 20}, "updates 10, asked for are updates 20"),
         ({"size": "published"}, "size small, asked for are size published"),
+        ({"every": 10, "clips": 2}, "every 1, clips 1, asked for are every 10, clips 2"),
+        ({"subjects": ["S1"]}, r"subjects \['S1', 'S5'\], asked for are subjects \['S1'\]"),
+        ({"validate": True}, r"held_out None, asked for are held_out \['walk'\]"),
         ({"tests": ["same views"]}, r"tests \['in-domain'\], asked for are"),
         ({"updates": 20, "frames": 9}, None),  # a table of its own
         ({"updates": 20, "estimators": ["semgcn"]}, None),
@@ -144,14 +147,15 @@ def result(row: str, seed: int, mpjpe: float) -> dict[str, Any]:
 def test_benchmark_adds_no_rows_to_those_of_another_schedule(
     change: dict[str, Any], message: str | None
 ) -> None:
-    from benchmark_generalisation import check_results
+    from benchmark_generalisation import check_results, schedule
 
     asked = {"size": "small", "updates": 10, "batch": 8, "lr": None, "frames": 1}
-    asked |= {"estimators": ["stgcn"], "tests": ["in-domain"], "out": "runs.json"} | change
-    results = [
-        {"estimator": "stgcn", "frames": 1, "size": "small", "updates": 10, "batch": 8, "lr": 0.01}
-        | {"tests": {"in-domain": {}}}
-    ]
+    asked |= {"subjects": ["S1", "S5"], "every": 1, "clips": 1, "bf16": False, "validate": False}
+    asked |= {"estimators": ["stgcn"], "tests": ["in-domain"], "out": "runs.json"}
+    asked |= {"held_out": ["walk"]}
+    usual = schedule("stgcn", Namespace(**asked))
+    results = [{"estimator": "stgcn", "frames": 1, **usual, "tests": {"in-domain": {}}}]
+    asked |= change
     refused = pytest.raises(SystemExit, match=message) if message else nullcontext()
     with refused:
         check_results(results, asked.pop("tests"), Namespace(**asked))

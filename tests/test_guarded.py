@@ -136,6 +136,12 @@ def test_a_rate_that_is_no_number_is_refused_before_loading() -> None:
     assert adam.problems_with(state) == ["not the state of an Adam optimizer"]
 
 
+def test_moments_that_are_none_are_refused_before_loading() -> None:
+    adam = GuardedAdam(nn.Linear(3, 4), 0.1, 1.0)
+    state = adam.state_dict() | {"state": {0: 1.0}}
+    assert adam.problems_with(state) == ["not the state of an Adam optimizer"]
+
+
 def test_one_gradient_for_two_parameters_is_clipped_once() -> None:
     network = nn.Module()
     network.a, network.b = (nn.Parameter(torch.zeros(2)) for _ in range(2))

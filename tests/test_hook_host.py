@@ -451,6 +451,65 @@ def test_no_update_in_a_skipped_step() -> None:
     assert run_host(Host(overflows=(1, 2)), {}, list(batches(4)))[1] == 2
 
 
+def test_steps_that_the_device_skips_are_not_the_hooks_fault() -> None:
+    estimator = make_lifter()
+    optimizer = OPTIMIZERS["adam fused"](estimator.parameters())
+    hook = make_hook(estimator)
+    for camera, inputs_3d, inputs_2d in stream(3):
+        inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+        mpjpe(estimator(inputs_2d), inputs_3d).backward()
+        optimizer.found_inf = torch.ones(())  # as GradScaler leaves it
+        optimizer.step()
+    assert hook.diagnostics().skipped_steps == 0
+
+
+class WithAdjacency(nn.Module):
+    """A lifter that is given its graph as a sparse matrix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lifter = make_lifter()
+
+    def forward(self, adjacency: Tensor, keypoints: Tensor) -> Tensor:
+        return self.lifter(keypoints) + 0 * adjacency.sum()
+
+
+def test_arguments_without_memory_do_not_disturb() -> None:
+    estimator = WithAdjacency()
+    hook = make_hook(estimator)
+    adjacency = torch.eye(16).to_sparse()
+    camera, inputs_3d, inputs_2d = make_batch()
+    inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+    mpjpe(estimator(adjacency, inputs_2d), inputs_3d).backward()
+    hook.step()
+    assert hook.diagnostics().hardness_ratio > 0  # the prediction was seen
+
+
+def test_functional_transforms_of_the_estimator_work_while_a_batch_waits() -> None:
+    estimator = make_lifter(batch_norm=False)
+    hook = make_hook(estimator)
+    camera, inputs_3d, inputs_2d = make_batch()
+    inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+
+    def loss(keypoints: Tensor) -> Tensor:
+        return mpjpe(estimator(keypoints), inputs_3d)
+
+    assert torch.func.grad(loss)(inputs_2d).isfinite().all()
+    mpjpe(estimator(inputs_2d), inputs_3d).backward()
+    hook.step()
+    assert hook.diagnostics().hardness_ratio > 0
+
+
+class FullyShardedDataParallel(nn.Sequential):
+    """Called as torch's."""
+
+
+@pytest.mark.parametrize("wrap", [lambda x: x, nn.Sequential])
+def test_sharded_estimators_are_refused(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    with pytest.raises(PoseAugError, match=r"FSDP shards .*use DistributedDataParallel"):
+        make_hook(wrap(FullyShardedDataParallel(make_lifter())))
+
+
 def test_no_network_learns_in_a_step_that_the_device_skips() -> None:
     # With a fused optimizer GradScaler calls step() and lets the kernel drop it.
     estimator = make_lifter()
@@ -1061,6 +1120,13 @@ def test_forgotten_hook_hangs_nowhere() -> None:
 def test_removed_hook_passes_batches_through() -> None:
     hook = make_hook(make_lifter())
     hook.remove()
+    assert passes_through(hook)
+
+
+def test_removed_hook_cannot_be_switched_on_again() -> None:
+    hook = make_hook(make_lifter())
+    hook.remove()
+    hook.enabled = True
     assert passes_through(hook)
 
 

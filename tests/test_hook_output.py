@@ -9,6 +9,7 @@ import weakref
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from loops import (
@@ -51,6 +52,7 @@ from poseaug_plugin import (
 from poseaug_plugin.adapters import DEFAULT_INTRINSICS, _warn_of_assumed_camera
 from poseaug_plugin.bones import bone_lengths, joints_to_bones
 from poseaug_plugin.camera import Z_NEAR
+from poseaug_plugin.mixing import mixed_cameras
 
 
 def augmented(hook: PoseAugHook, batch: Batch) -> HostPoses:
@@ -359,13 +361,17 @@ def test_batch_with_no_usable_sample(hook: str) -> None:
     attached = make_hook(estimator, **HOOKS[hook])
     camera, inputs_3d, inputs_2d = make_batch()
     inputs_2d = inputs_2d * torch.nan
-    outputs = attached.augment(inputs_2d, inputs_3d, camera)
+    with pytest.warns(PoseAugWarning, match=r"no sample of the first batch .*check_batch"):
+        outputs = attached.augment(inputs_2d, inputs_3d, camera)
     assert differences(list(outputs), [inputs_2d, inputs_3d]) == []
     before = [p.detach().clone() for p in attached.policy.parameters()]
     estimator(outputs.inputs_2d)
     attached.step()
     assert differences(before, [p.detach() for p in attached.policy.parameters()]) == []
     assert all_finite(attached)
+    read = attached.diagnostics()
+    assert read.kept_share != read.kept_share  # of none
+    assert read.skipped_steps == 0  # nothing was wrong with the gradients
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -882,6 +888,18 @@ def test_check_batch_before_the_first_batch_builds_nothing() -> None:
     assert hook.skeleton is None
 
 
+def test_check_batch_refuses_what_augment_refuses() -> None:
+    batch = make_batch(frames=9)
+    hook = make_hook(make_lifter())
+    with pytest.raises(PoseAugError, match=r"^PoseAugHook\.check_batch: .*source=PoseSource"):
+        hook.check_batch(batch.inputs_2d, batch.inputs_3d[:, 4:5], batch.camera)
+    unknown = PoseAugHook(make_lifter())
+    with pytest.raises(PoseAugError, match=r"^PoseAugHook\.check_batch: inputs_3d must be"):
+        unknown.check_batch(*(x.numpy() for x in (batch.inputs_2d, batch.inputs_3d)), batch.camera)
+    with pytest.raises(PoseAugError, match=r"^PoseAugHook\.check_batch: no preset has 12 joints"):
+        unknown.check_batch(batch.inputs_2d[:, :, :12], batch.inputs_3d[:, :, :12], batch.camera)
+
+
 def test_check_batch_refuses_wrong_shapes_by_its_own_name() -> None:
     with pytest.raises(PoseAugError, match=r"^PoseAugHook\.check_batch: inputs_3d must be"):
         make_hook(make_lifter()).check_batch(*wrong("channels"))
@@ -1090,6 +1108,53 @@ def test_appended_batch_has_twice_the_cameras(as_array: bool) -> None:
         assert torch.allclose(projected, made.inputs_2d, atol=1e-4) == (given is camera)
         size = len(batch.inputs_2d)
         assert torch.equal(torch.as_tensor(made.camera[:size]), batch.camera) == (given is camera)
+
+
+@pytest.mark.parametrize("as_array", [False, True])
+def test_untouched_batch_has_as_many_cameras_as_an_augmented_one(as_array: bool) -> None:
+    batch = make_batch()
+    camera = batch.camera[0].numpy() if as_array else batch.camera[0]
+    hook = make_hook(make_lifter())
+    for size in (8, 3, 1):
+        made = hook.augment(
+            batch.inputs_2d[:size], batch.inputs_3d[:size], camera, return_camera=True
+        )
+        assert type(made.camera) is type(camera)
+        assert torch.equal(torch.as_tensor(made.camera), batch.camera[:1].expand(size, -1))
+    with hook.paused():
+        made = hook.augment(batch.inputs_2d, batch.inputs_3d, camera, return_camera=True)
+    assert made.camera.shape == (len(batch.inputs_2d), 9)
+
+
+def test_appended_batch_has_twice_of_whatever_has_a_row_per_sample() -> None:
+    class Cameras(NamedTuple):
+        intrinsics: Tensor
+        scale: Tensor
+        extrinsics: np.ndarray
+        name: str
+
+    camera = make_batch().camera
+    size = len(camera)
+    given = Cameras(camera, torch.arange(size), np.zeros((size, 3, 3)), "lab")
+    everyone, all_valid = torch.arange(size), torch.ones(size, dtype=torch.bool)
+    made = mixed_cameras(given, camera, everyone, all_valid, size, "append")
+    assert isinstance(made, Cameras)
+    assert made.intrinsics.shape == (2 * size, 9)
+    assert torch.equal(made.scale, torch.arange(size).repeat(2))
+    assert made.extrinsics.shape == (2 * size, 3, 3)
+    assert made.name == "lab"
+
+
+def test_batches_that_are_always_too_small_are_told() -> None:
+    hook = make_hook(make_lifter())
+    batch = Batch(*(x[:2] for x in make_batch()))
+    for _ in range(99):
+        augmented(hook, batch)
+    augmented(hook, make_batch())  # a larger one in between: it does learn
+    for _ in range(99):
+        augmented(hook, batch)
+    with pytest.warns(PoseAugWarning, match=r"100 batches in a row .* share=0\.5 of 2 samples"):
+        augmented(hook, batch)
 
 
 def test_without_a_camera_none_comes_back() -> None:

@@ -202,6 +202,17 @@ def test_loading_into_a_hook_that_does_not_know_its_skeleton_yet(hook: str) -> N
     assert differences(through_a_file(state), through_a_file(other.state_dict())) == []
 
 
+def test_state_from_before_the_first_batch_is_for_hooks_that_have_not_begun() -> None:
+    empty = make_hook(make_lifter(), skeleton=None).state_dict()
+    make_hook(make_lifter(), skeleton=None).load_state_dict(empty)
+    make_hook(make_lifter()).load_state_dict(empty)
+    hook = trained()
+    before = frozen_state(hook)
+    with pytest.raises(PoseAugError, match=r"load_state_dict: it was saved before the first batch"):
+        hook.load_state_dict(empty)
+    assert differences(before, hook.state_dict()) == []
+
+
 def test_loaded_hook_asks_no_more_for_its_skeleton() -> None:
     other = make_hook(make_lifter(), skeleton=None)
     other.load_state_dict(sample_state())
@@ -500,8 +511,8 @@ def test_fine_readings_are_not_warned_of() -> None:
     ("reading", "words"),
     [
         ({"diversity": 0.1}, r"nearly the same \(0\.10 of .*Lower learning_rate, or start over"),
-        ({"kept_share": 0.25}, r"only 25% of .*Check hook\.check_batch.*narrow spread"),
-        ({"accuracy_3d": 0.99}, r"tells 99% of the poses apart.*Raise weight_3d"),
+        ({"kept_share": 0.25}, r"only 25% of .*Check hook\.check_batch.*further away: spread"),
+        ({"accuracy_3d": 0.996}, r"tells 100% of the poses apart.*Raise weight_3d"),
         ({"skipped": 20.0}, r"200 updates were left out.*lower learning_rate"),
     ],
 )

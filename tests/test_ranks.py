@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from loops import (
 )
 from torch import Tensor, nn
 
-from poseaug_plugin import HardnessPredictor, PoseAugError
+from poseaug_plugin import HardnessPredictor, PoseAugError, PoseAugWarning
 from poseaug_plugin.objectives import predictor_objective
 from poseaug_plugin.ranks import Lesson, Ranks
 
@@ -51,6 +52,7 @@ def _work(rank: int, folder: str) -> None:
     try:
         made: dict[Any, Any] = {case: trained(rank, HOOKS[case[0]], case[1]) for case in CASES}
         made |= {"averaged": averaged_lessons(rank), "refused": refused()}
+        made |= {"stepped": stepped_often(rank), "unwrapped": warned_of_inner_module()}
         torch.save(made, Path(folder) / f"{rank}.pt")
     finally:
         torch.distributed.destroy_process_group()
@@ -162,6 +164,46 @@ def refused() -> str:
     except PoseAugError as error:
         return str(error)
     return ""
+
+
+def stepped_often(rank: int) -> Any:
+    """Two optimizers, and `step` called by hand as well: four batches are four updates."""
+    estimator = nn.parallel.DistributedDataParallel(make_lifter(frames=3))
+    hook = make_hook(estimator, policy_interval=2)
+    first, *rest = estimator.parameters()
+    optimizers = [torch.optim.Adam([first]), torch.optim.Adam(rest)]
+    fresh = [p.detach().clone() for p in hook.policy.parameters()]
+    for i, (camera, inputs_3d, inputs_2d) in enumerate(stream(4, seed=1 + rank, frames=3)):
+        if i == 2 and rank == 1:  # too small to augment; takes part in the update all the same
+            camera, inputs_3d, inputs_2d = camera[:3], inputs_3d[:3], inputs_2d[:3]
+        inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+        mpjpe(estimator(inputs_2d), inputs_3d).backward()
+        for _ in range(2):
+            hook.step()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    learned = differences(fresh, [p.detach() for p in hook.policy.parameters()])
+    return hook.diagnostics().updates, bool(learned)
+
+
+def warned_of_inner_module() -> list[str]:
+    estimator = nn.parallel.DistributedDataParallel(make_lifter())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_hook(estimator)
+        make_hook(estimator.module)
+    return [str(one.message) for one in caught if one.category is PoseAugWarning]
+
+
+def test_one_update_per_batch_whatever_steps(ranks: list[dict[str, Any]]) -> None:
+    assert [made["stepped"] for made in ranks] == [(4, True), (4, True)]
+
+
+def test_hook_on_the_module_inside_warns(ranks: list[dict[str, Any]]) -> None:
+    for made in ranks:
+        (message,) = made["unwrapped"]
+        assert "not in DistributedDataParallel" in message
 
 
 def test_processes_must_know_the_skeleton(ranks: list[dict[str, Any]]) -> None:

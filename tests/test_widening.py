@@ -163,6 +163,10 @@ def test_a_limit_without_a_meaning_is_refused(option: dict[str, float]) -> None:
 
 def test_a_number_is_a_ramp_that_stays() -> None:
     assert PoseAugConfig(moved_hardness=1.5).moved_hardness == Ramp(1.5, 1.5)
+    assert PoseAugConfig(moved_hardness=(3.0, 5.0)).moved_hardness == Ramp(3.0, 5.0)
+    for wrong in ("3", (1.0, 2.0, 3.0), [3.0, 5.0]):
+        with pytest.raises(PoseAugError, match=r"moved_hardness must be .*Ramp\(start, end\), got"):
+            PoseAugConfig(moved_hardness=wrong)
 
 
 def factors_after(steps: int, **options: object) -> Tensor:

@@ -106,10 +106,13 @@ class PoseAugMMHook(Hook):  # type: ignore[misc]
 
     def before_train(self, runner: Any) -> None:
         """Attach to the model, which now has its weights and is on its device."""
-        model = unwrap_module(runner.model)
+        model = runner.model
         self._device = device_of(model)
         # The model returns losses, and calls the head's forward without its hooks.
-        last_layer(model).register_forward_hook(InertCallback(self, PoseAugMMHook._on_prediction))
+        last_layer(unwrap_module(model)).register_forward_hook(
+            InertCallback(self, PoseAugMMHook._on_prediction)
+        )
+        # As it is, in DistributedDataParallel where there are several processes.
         self.hook = PoseAugHook(model, **self._options)
         # A checkpoint that was only loaded (load_from) begins another training.
         if self._saved is not None and runner.iter > 0:
