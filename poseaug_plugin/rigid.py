@@ -88,3 +88,33 @@ def transform_rigidly(points: Tensor, rotation: Tensor, centre: Tensor, moved_to
         (..., J, 3).
     """
     return (points - centre.unsqueeze(-2)) @ rotation.transpose(-1, -2) + moved_to.unsqueeze(-2)
+
+
+def rotate_by_quaternion(quaternion: Tensor, points: Tensor) -> Tensor:
+    """Rotate points (..., 3) by unit quaternions (..., 4) in (w, x, y, z) order."""
+    vector = quaternion[..., 1:].expand(points.shape)
+    across = torch.cross(vector, points, dim=-1)
+    return points + 2 * (quaternion[..., :1] * across + torch.cross(vector, across, dim=-1))
+
+
+def _inverse(quaternion: Tensor) -> Tensor:
+    return torch.cat([quaternion[..., :1], -quaternion[..., 1:]], -1)
+
+
+def world_to_camera(points: Tensor, orientation: Tensor, translation: Tensor) -> Tensor:
+    """World to camera space in VideoPose3D's convention.
+
+    Args:
+        points: (..., 3) metres.
+        orientation: (..., 4) camera-to-world quaternion (w, x, y, z), broadcast to the points.
+        translation: (..., 3) camera centre in the world, metres.
+
+    Returns:
+        (..., 3) metres, x right, y down, z forward.
+    """
+    return rotate_by_quaternion(_inverse(orientation), points - translation)
+
+
+def camera_to_world(points: Tensor, orientation: Tensor, translation: Tensor) -> Tensor:
+    """Inverse of `world_to_camera`; same arguments."""
+    return rotate_by_quaternion(orientation, points) + translation

@@ -43,9 +43,11 @@ from poseaug_plugin.policy import AugmentationPolicy, Policy, RandomPolicy
 from poseaug_plugin.regressor_policy import RegressorPolicy
 from poseaug_plugin.rigid import (
     axis_angle_to_matrix,
+    camera_to_world,
     root_relative,
     transform_rigidly,
     view_rotation,
+    world_to_camera,
 )
 from poseaug_plugin.skeleton import Skeleton
 from poseaug_plugin.skeletons import H36M_16, SKELETONS
@@ -498,6 +500,28 @@ def test_rigid_motion_keeps_distances_and_carries_the_centre(seed: int) -> None:
     moved = transform_rigidly(points, rotations(4, seed=seed), centre, target)
     agree(torch.cdist(moved, moved), torch.cdist(points, points), 1e-6)
     agree((moved - target[:, None]).norm(dim=-1), (points - centre[:, None]).norm(dim=-1))
+
+
+def test_a_quaternion_about_z_takes_x_towards_y() -> None:
+    quaternion = torch.tensor([math.cos(0.3), 0.0, 0.0, math.sin(0.3)])
+    turned = camera_to_world(torch.tensor([1.0, 0.0, 0.0]), quaternion, torch.zeros(3))
+    torch.testing.assert_close(turned, torch.tensor([0.825, 0.565, 0.0]), atol=5e-4, rtol=0)
+
+
+@some_examples
+@given(seeds)
+def test_to_the_camera_and_back(seed: int) -> None:
+    points = normal(4, 9, 3, seed=seed)
+    orientation = nn.functional.normalize(normal(4, 1, 4, seed=seed), dim=-1)
+    translation = normal(4, 1, 3, seed=seed)
+    seen = world_to_camera(points, orientation, translation)
+    agree(camera_to_world(seen, orientation, translation), points)
+
+
+def test_the_camera_is_at_its_own_origin() -> None:
+    orientation = nn.functional.normalize(normal(4, 4), dim=-1)
+    translation = normal(4, 3)
+    agree(world_to_camera(translation, orientation, translation), torch.zeros_like(translation))
 
 
 @some_examples
