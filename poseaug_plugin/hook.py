@@ -33,13 +33,12 @@ from .objectives import PolicyLosses
 from .observation import PredictionObserver
 from .policy import Policy
 from .ranks import Ranks
+from .reminders import Reminders
 from .skeleton import Skeleton
 from .skeletons import find_skeleton
 from .source import PoseSource
 from .training import Losses, PolicyTrainer
 from .windows import middle_frame
-
-_FORGOTTEN = 100  # augment calls without an update, after which a warning is due
 
 
 class _Pending(NamedTuple):
@@ -148,10 +147,7 @@ class PoseAugHook:
         # With several processes also where nothing is pending: the others may have something.
         self._owes_update = False
         self._observer = PredictionObserver()
-        self._augments_without_update = 0
-        self._too_small_in_a_row = 0
-        self._has_looked = False
-        self._warned: set[str] = set()
+        self._reminders = Reminders()
         if self.skeleton is not None:
             self._trainer = self._make_trainer(self.skeleton, device_of(estimator))
         self._handles = [
@@ -234,11 +230,8 @@ class PoseAugHook:
         *,
         keeps_cameras: bool,
     ) -> HostBatch:
-        untouched = HostBatch(inputs_2d, inputs_3d, camera)
-        if not keeps_cameras and isinstance(inputs_3d, Tensor):
-            untouched = untouched._replace(camera=one_each(camera, inputs_3d.shape[0]))
         if not self._is_on:
-            return untouched
+            return _untouched(inputs_2d, inputs_3d, camera, keeps_cameras)
         if torch.is_inference_mode_enabled():
             raise PoseAugError(
                 "PoseAugHook.augment was called under torch.inference_mode(), where nothing can be "
@@ -248,10 +241,9 @@ class PoseAugHook:
         if trainer.augmenter.count_of(inputs_3d.shape[0]) < 2:
             self._forget()
             self._owes_update = self._ranks is not None
-            self._count_small_batches(inputs_3d.shape[0])
-            return untouched
-        self._too_small_in_a_row = 0
-        self._count_forgotten_steps()
+            self._reminders.too_small(inputs_3d.shape[0], self.config.share)
+            return _untouched(inputs_2d, inputs_3d, camera, keeps_cameras)
+        self._reminders.augmenting()
         skeleton = trainer.skeleton
         with torch.no_grad(), own_defaults(inputs_3d.device):
             batch = self.adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
@@ -267,7 +259,7 @@ class PoseAugHook:
                     for original, new, old in zip((inputs_2d, inputs_3d), made, clean, strict=True)
                 )
             )
-        self._look_once(augmented)
+        self._reminders.augmented(augmented.usable)
         self._pending, self._owes_update = _Pending(augmented, clean), True
         self._observer.expect(returned.inputs_2d)
         if keeps_cameras:
@@ -461,53 +453,6 @@ class PoseAugHook:
         self._pending, self._owes_update = None, False
         self._observer.forget()
 
-    def _look_once(self, augmented: Augmented) -> None:
-        """The one wait for the device: a hook that never does anything has to say so."""
-        if self._has_looked:
-            return
-        self._has_looked = True
-        if not augmented.usable.any():
-            self._warn(
-                "unusable",
-                "no sample of the first batch is finite and in front of the camera, so nothing was "
-                "augmented. print(hook.check_batch(inputs_2d, inputs_3d, camera)) tells more.",
-            )
-
-    def _count_small_batches(self, size: int) -> None:
-        self._too_small_in_a_row += 1
-        if self._too_small_in_a_row == _FORGOTTEN:
-            self._warn(
-                "small",
-                f"{_FORGOTTEN} batches in a row were not augmented: share={self.config.share} of "
-                f"{size} samples is less than two. Pass a larger share, or larger batches.",
-            )
-
-    def _count_forgotten_steps(self) -> None:
-        self._augments_without_update += 1
-        if self._augments_without_update == _FORGOTTEN:
-            self._warn(
-                "no-step",
-                f"{_FORGOTTEN} batches were augmented and no optimizer with the estimator's "
-                "parameters has stepped. Is the optimizer a torch.optim.Optimizer? If not, call "
-                "hook.step() right before its step().",
-            )
-
-    def _warn(self, key: str, message: str) -> None:
-        if key not in self._warned:
-            self._warned.add(key)
-            warnings.warn(f"PoseAugHook: {message}", PoseAugWarning, stacklevel=5)
-
-    def _warn_of_blindness(self, prediction: Tensor | None) -> None:
-        what = "the estimator was not seen to take the augmented batch"
-        if prediction is not None:
-            shape, joints = tuple(prediction.shape), self._existing_trainer().skeleton.num_joints
-            what = f"the estimator's output {shape} is not (batch, frames, {joints}, 3)"
-        self._warn(
-            "blind" if prediction is None else "unreadable",
-            f"{what}, so the hardness predictor learns nothing. Call hook.observe(prediction) with "
-            "the predicted joints after your forward pass.",
-        )
-
     def _on_forward(self, *call: Any) -> None:  # noqa: ANN401
         if self._pending is not None and self._is_on:
             self._observer.on_forward(*call)
@@ -525,7 +470,7 @@ class PoseAugHook:
         self._forget()
         if not self._is_on or not is_due:
             return
-        self._augments_without_update = 0
+        self._reminders.updating()
         trainer, adapter = self._existing_trainer(), self.adapter
         ask = None
         try:
@@ -535,7 +480,7 @@ class PoseAugHook:
                     return
                 seen = observed_error(prediction, pending.augmented, adapter, trainer.skeleton)
                 if seen is None and self.config.feedback == "predicted":
-                    self._warn_of_blindness(prediction)
+                    self._reminders.blind(prediction, trainer.skeleton.num_joints)
                 if self.config.feedback == "estimator":
                     ask = IsolatedError(
                         self._estimator,
@@ -553,3 +498,15 @@ class PoseAugHook:
                 f"PoseAugHook.step failed ({type(failure).__name__}: {failure}). The estimator has "
                 "not been changed by it. hook.enabled = False trains on without augmentation."
             ) from failure
+
+
+def _untouched(
+    inputs_2d: Tensor,
+    inputs_3d: Tensor,
+    camera: Any,  # noqa: ANN401
+    keeps_cameras: bool,
+) -> HostBatch:
+    """The very tensors; cameras that go out are one each, as those of an augmented batch."""
+    if not keeps_cameras:
+        camera = one_each(camera, len(inputs_3d))
+    return HostBatch(inputs_2d, inputs_3d, camera)

@@ -30,18 +30,17 @@ class Ranks:
     @classmethod
     def of(cls, estimator: nn.Module) -> Ranks | None:
         """Those that train the estimator; None where it is not DDP's, or has one process."""
-        estimator = getattr(estimator, "_orig_mod", estimator)
-        if not isinstance(estimator, nn.parallel.DistributedDataParallel):
+        wrapper = _data_parallel(estimator)
+        if wrapper is None:
             return None
-        ranks = cls(estimator.process_group)
+        ranks = cls(wrapper.process_group)
         return ranks if ranks.size > 1 else None
 
     @staticmethod
     def are_missed(estimator: nn.Module) -> bool:
         """Whether several processes run, and the estimator does not say that they train it."""
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        estimator = getattr(estimator, "_orig_mod", estimator)
-        return several and not isinstance(estimator, nn.parallel.DistributedDataParallel)
+        return several and _data_parallel(estimator) is None
 
     @torch.no_grad()
     def same_start(self, module: nn.Module) -> None:
@@ -83,3 +82,8 @@ class Ranks:
             mean = total.view_as(buffer) / taught.clamp(min=1e-12)
             buffer.copy_(torch.where(taught > 0, mean, buffer))
         return averaged
+
+
+def _data_parallel(estimator: nn.Module) -> nn.parallel.DistributedDataParallel | None:
+    wrapper = getattr(estimator, "_orig_mod", estimator)
+    return wrapper if isinstance(wrapper, nn.parallel.DistributedDataParallel) else None
