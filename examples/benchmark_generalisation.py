@@ -95,8 +95,8 @@ def videopose3d(frames: int, **options: Any) -> nn.Module:
 
 
 # By name and size, for T frames: as published, and narrower, for a CPU. SemGCN as the code of
-# PoseAug builds it; with non-local blocks it can explode on single frames (docs/experiments.md,
-# section 19).
+# PoseAug builds it, without non-local blocks; small, it needs dropout, as the others have, or it
+# can explode on single frames (docs/experiments.md, sections 19 and 27).
 ESTIMATORS: dict[str, dict[str, Callable[[int], nn.Module]]] = {
     "simple_baseline": {
         "published": lambda _: SingleFrame(SimpleBaseline(), flat=True),
@@ -104,7 +104,7 @@ ESTIMATORS: dict[str, dict[str, Callable[[int], nn.Module]]] = {
     },
     "semgcn": {
         "published": lambda _: SingleFrame(SemGCN("h36m_16"), flat=False),
-        "small": lambda _: SingleFrame(SemGCN("h36m_16", width=64), flat=False),
+        "small": lambda _: SingleFrame(SemGCN("h36m_16", width=64, dropout=0.1), flat=False),
     },
     "semgcn_non_local": {
         "published": lambda _: SingleFrame(SemGCN("h36m_16", non_local=True), flat=False),

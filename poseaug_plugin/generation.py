@@ -219,13 +219,25 @@ class BatchAugmenter:
         if not draft.keeps_cameras:
             seen_by = with_focal_ratio(seen_by, parameters.focal_ratio)
         if draft.pictures is not None:
-            place = place_as_seen(poses.moved, draft.pictures, seen_by, self.skeleton)
-            shift = (place - parameters.translation).unsqueeze(2)
-            poses = poses._replace(moved=poses.moved + shift)
-            parameters = parameters._replace(translation=place)
+            parameters, poses = self._placed(parameters, poses, draft.pictures, seen_by)
         keypoints = project_points(poses.moved, seen_by, clamp_rays=self.config.clamp_rays)
+        return Made(parameters, poses, keypoints, seen_by)
+
+    def _placed(
+        self,
+        parameters: AugmentationParameters,
+        poses: AugmentedPoses,
+        pictures: Tensor,
+        seen_by: Tensor,
+    ) -> tuple[AugmentationParameters, AugmentedPoses]:
+        """Put where the pictures' people are."""
         # As new tuples: torch.compile, at least up to 2.11, cannot return what `_replace` made.
-        return Made(AugmentationParameters(*parameters), AugmentedPoses(*poses), keypoints, seen_by)
+        offset, ratio, rotation, translation, focal_ratio = parameters
+        bent, scaled, moved = poses
+        place = place_as_seen(moved, pictures, seen_by, self.skeleton)
+        moved = moved + (place - translation).unsqueeze(2)
+        placed = AugmentationParameters(offset, ratio, rotation, place, focal_ratio)
+        return placed, AugmentedPoses(bent, scaled, moved)
 
     def generate(self, draft: Draft, made: Made | None = None) -> Generated:
         """What a draft becomes beside what it is made from, for those who learn from it.

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .augmentation import (
     AugmentationParameters,
-    centre_root,
     identity_parameters,
     offset_of_turns,
 )
@@ -172,19 +171,17 @@ class RandomPolicy(Policy):
         """Draw from the distribution with its spreads multiplied."""
         spread, skeleton = self.spread, self.skeleton
         directions, lengths, view, place, limbs, zoom = noise.split(self._sizes, dim=1)
-        parameters = identity_parameters(joints, skeleton)
+        offset, ratio, rotation, translation, focal_ratio = identity_parameters(joints, skeleton)
         if "bone_angle" in self.operations:
             turns = limbs.unflatten(1, (-1, 3)) * (spread.limb_angle * factors.limb_angle)
             offset = offset_of_turns(joints, self.bones_of_limbs @ turns, skeleton)
             spread_of_offset = spread.bone_angle * factors.bone_angle
             offset = offset + directions.reshape_as(offset) * spread_of_offset
-            parameters = parameters._replace(bone_direction_offset=offset * self.free_bones)
+            offset = offset * self.free_bones
         if "bone_length" in self.operations:
             limit = spread.bone_length * factors.bone_length
-            ratio = _either_way(lengths) * limit * self.free_lengths
-            parameters = parameters._replace(
-                bone_length_ratio=per_bone(ratio, skeleton).unsqueeze(1)
-            )
+            ratios = _either_way(lengths) * limit * self.free_lengths
+            ratio = per_bone(ratios, skeleton).unsqueeze(1)
         if "rigid" in self.operations:
             yaw = _either_way(view[:, 0:1]) * spread.yaw
             pitch = view[:, 1:2] * (spread.pitch * factors.pitch)
@@ -194,13 +191,10 @@ class RandomPolicy(Policy):
             donor = (_uniform(place[:, 0]) * batch).long().clamp(max=batch - 1)
             nearest, furthest = spread.depth
             factor = nearest + (furthest - nearest) * _uniform(place[:, 1, None, None])
-            parameters = parameters._replace(
-                rotation=rotation, translation=centre_root(joints, skeleton)[donor] * factor
-            )
+            translation = translation[donor] * factor
         if "focal_length" in self.operations and spread.focal_length:
-            ratio = (_either_way(zoom) * spread.focal_length).exp()
-            parameters = parameters._replace(focal_ratio=ratio)
-        return parameters
+            focal_ratio = (_either_way(zoom) * spread.focal_length).exp()
+        return AugmentationParameters(offset, ratio, rotation, translation, focal_ratio)
 
 
 class AugmentationPolicy(Policy):
@@ -285,24 +279,23 @@ class AugmentationPolicy(Policy):
     def _with_residual(
         self, drawn: AugmentationParameters, raw: RawParameters
     ) -> AugmentationParameters:
+        offset, ratio, rotation, translation, focal_ratio = drawn
         if "bone_angle" in self.operations:
             learned = (_DIRECTION_LIMIT * raw.bone_angle.tanh()).unsqueeze(1) * self.base.free_bones
-            drawn = drawn._replace(bone_direction_offset=drawn.bone_direction_offset + learned)
+            offset = offset + learned
         if "bone_length" in self.operations:
             learned = _LENGTH_LIMIT * (raw.bone_length * self.base.free_lengths).tanh()
-            ratio = drawn.bone_length_ratio + per_bone(learned, self.skeleton).unsqueeze(1)
-            drawn = drawn._replace(bone_length_ratio=ratio)
+            ratio = ratio + per_bone(learned, self.skeleton).unsqueeze(1)
         if "rigid" in self.operations:
             turn = axis_angle_to_matrix(_ROTATION_LIMIT * raw.rotation.tanh()).unsqueeze(1)
-            shift = raw.translation.tanh().unsqueeze(1)
+            rotation = turn @ rotation
             # Along rays and log depth: in front of the camera by construction.
-            depth = drawn.translation[..., 2:]
-            ray = drawn.translation[..., :2] / depth + _RAY_LIMIT * shift[..., :2]
+            shift = raw.translation.tanh().unsqueeze(1)
+            depth = translation[..., 2:]
+            ray = translation[..., :2] / depth + _RAY_LIMIT * shift[..., :2]
             depth = depth * (_DEPTH_LIMIT * shift[..., 2:]).exp()
-            drawn = drawn._replace(
-                rotation=turn @ drawn.rotation, translation=torch.cat([ray * depth, depth], -1)
-            )
-        return drawn
+            translation = torch.cat([ray * depth, depth], -1)
+        return AugmentationParameters(offset, ratio, rotation, translation, focal_ratio)
 
 
 def check_operations(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:

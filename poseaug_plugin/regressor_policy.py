@@ -72,22 +72,19 @@ class RegressorPolicy(Policy):
 
     def bound(self, joints: Tensor, raw: RawParameters) -> AugmentationParameters:
         """The parameters that the networks' outputs mean."""
-        parameters = identity_parameters(joints, self.skeleton)
+        offset, ratio, rotation, translation, focal_ratio = identity_parameters(
+            joints, self.skeleton
+        )
         if "bone_angle" in self.operations:
             offset = raw.bone_angle.unsqueeze(1) * self.free_bones
-            parameters = parameters._replace(bone_direction_offset=offset)
         if "bone_length" in self.operations:
-            ratio = _LENGTH_LIMIT * (raw.bone_length * self.free_lengths).tanh()
-            parameters = parameters._replace(
-                bone_length_ratio=per_bone(ratio, self.skeleton).unsqueeze(1)
-            )
+            ratios = _LENGTH_LIMIT * (raw.bone_length * self.free_lengths).tanh()
+            ratio = per_bone(ratios, self.skeleton).unsqueeze(1)
         if "rigid" in self.operations:
-            rotation = axis_angle_to_matrix(_ROTATION_LIMIT * raw.rotation.tanh())
-            translation = torch.cat([raw.translation[:, :2], raw.translation[:, 2:].square()], 1)
-            parameters = parameters._replace(
-                rotation=rotation.unsqueeze(1), translation=translation.unsqueeze(1)
-            )
-        return parameters
+            rotation = axis_angle_to_matrix(_ROTATION_LIMIT * raw.rotation.tanh()).unsqueeze(1)
+            place = torch.cat([raw.translation[:, :2], raw.translation[:, 2:].square()], 1)
+            translation = place.unsqueeze(1)
+        return AugmentationParameters(offset, ratio, rotation, translation, focal_ratio)
 
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
         """Regress the parameters, and bound them."""
