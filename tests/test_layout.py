@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,6 +128,17 @@ def test_few_dependencies(name: str) -> None:
     allowed = {"torch", "numpy", "einops", "typing_extensions", *sys.stdlib_module_names}
     foreign = {module.split(".")[0] for module, is_own in imports(SOURCES[name]) if not is_own}
     assert foreign <= allowed
+
+
+def test_oldest_versions_that_were_tested_are_the_oldest_allowed() -> None:
+    project, tested = PACKAGE.parent / "pyproject.toml", Path(__file__).parent
+    allowed = re.search(r"^dependencies = .*$", project.read_text(), re.MULTILINE)
+    oldest = (tested / "constraints-lowest.txt").read_text()
+    assert allowed
+    bounds = re.findall(r'"([\w-]+)>=([\d.]+)"', allowed.group())
+    assert {name for name, _ in bounds} == {"torch", "numpy", "einops", "typing-extensions"}
+    for name, bound in bounds:
+        assert re.search(rf"^{name}=={re.escape(bound)}(\.|$)", oldest, re.MULTILINE), name
 
 
 def test_package_is_flat() -> None:
