@@ -85,6 +85,7 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--num-layers", type=int, default=4, help="residual blocks")
     parser.add_argument("--hid-dim", type=int, default=128)
     parser.add_argument("--non-local", action="store_true", help="with non-local blocks")
+    parser.add_argument("--dropout", type=float, default=0.0, help="0.1 is safer")
     parser.add_argument("--lr-decay", type=int, default=100_000, help="every so many steps")
     parser.add_argument("--lr-gamma", type=float, default=0.96, help="by this factor")
     smoke = {"epochs": 2, "num_layers": 1, "hid_dim": 16, "downsample": 20, "lr_decay": 20}
@@ -114,6 +115,7 @@ def main(given: Sequence[str] | None = None) -> None:
         width=arguments.hid_dim,
         blocks=arguments.num_layers,
         non_local=arguments.non_local,
+        dropout=arguments.dropout,
     ).to(device)
     print(f"==> Total parameters: {sum(p.numel() for p in model_pos.parameters()) / 1e6:.3f}M")
     criterion = nn.MSELoss()
