@@ -213,7 +213,9 @@ class BatchAugmenter:
     def make(self, draft: Draft) -> Made:
         """Augment every sample, attached to the policy's graph where gradients are enabled."""
         batch = draft.poses
-        parameters = self.policy(batch.joints, draft.noise)
+        # As new tuples, here and below: torch.compile, at least up to 2.11, cannot return what
+        # `_replace` made, as a policy of the user's may have.
+        parameters = AugmentationParameters(*self.policy(batch.joints, draft.noise))
         poses = apply_augmentation(batch.joints, parameters, self.skeleton)
         seen_by = batch.intrinsics
         if not draft.keeps_cameras:
@@ -231,7 +233,6 @@ class BatchAugmenter:
         seen_by: Tensor,
     ) -> tuple[AugmentationParameters, AugmentedPoses]:
         """Put where the pictures' people are."""
-        # As new tuples: torch.compile, at least up to 2.11, cannot return what `_replace` made.
         offset, ratio, rotation, translation, focal_ratio = parameters
         bent, scaled, moved = poses
         place = place_as_seen(moved, pictures, seen_by, self.skeleton)
