@@ -1,6 +1,6 @@
 """An original and an augmented clip side by side with their 2D: a picture and an animation.
 
-python examples/draw_clip.py                       # writes docs/clip.png and docs/clip.gif
+python examples/draw_clip.py                       # writes runs/clip/clip.png and clip.gif
 python examples/draw_clip.py --data FOLDER --out FOLDER --seed 3
 """
 
@@ -49,7 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with source_cmu.npz and cameras.json")
-    parser.add_argument("--out", type=Path, default=Path("docs"))
+    parser.add_argument("--out", type=Path, default=Path("runs/clip"))
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--smoke", action="store_true", help="a few frames")

@@ -166,12 +166,14 @@ def solve_root(keypoints: Tensor, relative_joints: Tensor, intrinsics: Tensor) -
 
 
 def normalize_screen_coordinates(pixels: Tensor, width: float, height: float) -> Tensor:
-    """Pixels (..., 2) to [-1, 1] over the width, aspect ratio kept (VideoPose3D's convention)."""
-    offset = torch.tensor([1.0, height / width], device=pixels.device, dtype=pixels.dtype)
-    return pixels / width * 2 - offset
+    """Pixels (..., 2) to [-1, 1] over the width, aspect ratio kept (VideoPose3D's convention).
+
+    Whole-numbered pixels become the default floating-point type.
+    """
+    normalized = pixels / width * 2
+    return normalized - normalized.new_tensor([1.0, height / width])
 
 
 def image_coordinates(normalized: Tensor, width: float, height: float) -> Tensor:
     """Inverse of `normalize_screen_coordinates`."""
-    offset = torch.tensor([1.0, height / width], device=normalized.device, dtype=normalized.dtype)
-    return (normalized + offset) * width / 2
+    return (normalized + normalized.new_tensor([1.0, height / width])) * width / 2

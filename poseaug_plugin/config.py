@@ -1,4 +1,4 @@
-"""Every option of the method, and the three presets as plain data."""
+"""Every option of the method, and the presets as plain data."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class PoseAugConfig:
         entropy_weight: How much wider draws are worth: the policy widens the spreads of its base
             until critics or feedback object.
         frame_weight: Weight of a penalty on keypoints outside the frame.
-        frame_check: Which poses get out: ``"four_sides"`` of the frame and depth, or, as
-            ``"released"``, just no 2D coordinate above 1.
+        frame_check: Which poses in front of the camera get out: those within ``"four_sides"`` of
+            the frame, or, as ``"released"``, with just no 2D coordinate above 1.
         clamp_rays: Cut projected rays to [-1, 1] (released).
         aspect_ratio: Image height / width.
         learning_rate: Of policy and critics.

@@ -1,4 +1,4 @@
-"""The two critics: is this 3D pose human, is this 2D pose human?"""
+"""The critics: is this 3D pose human, is this 2D pose, does this window move like one?"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from .augmentation import (
     apply_augmentation,
     bone_angle_change,
 )
-from .camera import in_view, project_points, with_focal_ratio
+from .camera import Z_NEAR, in_view, project_points, with_focal_ratio
 from .config import PoseAugConfig
 from .execution import Execution
 from .hardness import HardnessPredictor
@@ -265,13 +265,14 @@ class BatchAugmenter:
         parameters: AugmentationParameters,
         intrinsics: Tensor,
     ) -> Tensor:
-        """(B,): finite, positive bone lengths, and in view in every frame."""
-        finite = moved.isfinite().flatten(1).all(1) & keypoints.isfinite().flatten(1).all(1)
-        finite &= (parameters.bone_length_ratio > -1).flatten(1).all(1)
+        """(B,): finite, positive bone lengths, in front of the camera and in every frame."""
+        possible = moved.isfinite().flatten(1).all(1) & keypoints.isfinite().flatten(1).all(1)
+        possible &= (parameters.bone_length_ratio > -1).flatten(1).all(1)
         if self.config.frame_check == "released":
-            return finite & (keypoints <= 1).flatten(1).all(1)
+            in_front = (moved[..., 2] > Z_NEAR).flatten(1).all(1)
+            return possible & in_front & (keypoints <= 1).flatten(1).all(1)
         seen = in_view(moved, intrinsics, self.config.aspect_ratio)
-        return finite & seen.flatten(1).all(1)
+        return possible & seen.flatten(1).all(1)
 
     def predict(self, keypoints: Tensor, joints: Tensor) -> Tensor:
         """Predicted log error (B,) for (B, T, J, 2) and (B, T or 1, J, 3)."""

@@ -55,7 +55,7 @@ class Spread:
     """How widely random augmentation draws.
 
     Attributes:
-        yaw: Turn about the vertical, uniform in +-yaw, radians; pi is every side.
+        yaw: Turn about the camera's y axis, uniform in +-yaw, radians; pi is every side.
         pitch: Tilt towards the camera, standard deviation in radians.
         roll: Lean in the picture, standard deviation in radians.
         depth: A pose takes the root position of another pose of the batch, times a factor drawn

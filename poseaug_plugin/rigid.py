@@ -48,7 +48,7 @@ def turn_by(axis_angle: Tensor, points: Tensor) -> Tensor:
 
 
 def view_rotation(yaw: Tensor, pitch: Tensor, roll: Tensor) -> Tensor:
-    """Turn (about the vertical), tilt (about the camera's x), roll (about its viewing direction).
+    """Turn (about the camera's y), tilt (about the camera's x), roll (about its viewing direction).
 
     ``R = R_z(roll) R_x(pitch) R_y(yaw)`` in camera axes (x right, y down, z forward).
 

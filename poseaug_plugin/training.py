@@ -385,7 +385,8 @@ class PolicyTrainer:
         """
         problems = problems_with(state, self._modules(), self._adams())
         if problems:
-            raise PoseAugError(f"{'; '.join(problems)}.")
+            more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+            raise PoseAugError(f"{'; '.join(problems[:3])}{more}.")
         self.execution.forget()  # Adam's moments will be other tensors
         self._modules().load_state_dict(state["modules"])
         for name, adam in self._adams().items():

@@ -649,6 +649,7 @@ def test_corners_of_the_screen() -> None:
     corners = torch.tensor([[0.0, 0.0], [1920, 1080], [960, 540]], dtype=torch.float64)
     expected = torch.tensor([[-1.0, -0.5625], [1, 0.5625], [0, 0]], dtype=torch.float64)
     agree(normalize_screen_coordinates(corners, 1920, 1080), expected)
+    agree(normalize_screen_coordinates(corners.long(), 1920, 1080), expected.float())
 
 
 # -- what is in view -------------------------------------------------------------------------------

@@ -526,6 +526,21 @@ def test_released_frame_check_lets_the_left_and_the_top_go() -> None:
     assert (outputs.inputs_2d[rows] < -1).any()
 
 
+def test_released_frame_check_keeps_what_is_behind_the_camera_back() -> None:
+    hook = make_hook(
+        make_lifter(),
+        preset="released",
+        adapter=PoseAdapter(root="absolute"),
+        total_updates=20,
+        share=1.0,
+    )
+    camera, absolute, keypoints = absolute_batch(2048)
+    outputs = hook.augment(keypoints, absolute, camera)
+    rows = changed(keypoints, outputs.inputs_2d)
+    assert rows.sum() > 10
+    assert (outputs.inputs_3d[rows][..., 2] > Z_NEAR).all()
+
+
 @pytest.mark.parametrize("unit", [1.0, 0.001])
 @pytest.mark.parametrize("root", ["trajectory", "absolute", "zeroed"])
 def test_root_conventions_and_units(root: str, unit: float) -> None:
