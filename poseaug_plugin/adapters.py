@@ -121,9 +121,11 @@ class PoseAdapter:
         if inputs_2d.shape[0] != inputs_3d.shape[0] or (
             inputs_2d.shape[1:-1] != inputs_3d.shape[1:-1] and not is_one_of_many
         ):
+            remedy = " (give both an axis of frames, or neither)"
             return (
                 "inputs_2d and inputs_3d must have the same batch and frames, got "
                 f"{tuple(inputs_2d.shape)} and {tuple(inputs_3d.shape)}"
+                f"{remedy if inputs_2d.dim() != inputs_3d.dim() else ''}"
             )
         if inputs_2d.device != inputs_3d.device:
             return (
@@ -206,6 +208,8 @@ def batch_intrinsics(camera: Any, joints: Tensor) -> Tensor:  # noqa: ANN401
     if camera is None:
         _warn_of_assumed_camera()
         camera = default_intrinsics(joints.device)
+    if isinstance(camera, np.ndarray):
+        camera = np.ascontiguousarray(camera, dtype=np.float32)  # torch takes no negative strides
     camera = torch.as_tensor(camera, dtype=torch.float32, device=joints.device)
     return camera.expand(joints.shape[0], 9)
 

@@ -27,6 +27,8 @@ class InertCallback(Generic[Owner]):
     def __init__(self, owner: Owner, method: Callable[..., None]) -> None:
         self._owner, self._method = weakref.ref(owner), method
 
+    # Not compiled: a compiled step of the user's would take all of the hook's training in.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *arguments: Any) -> None:  # noqa: ANN401
         """Pass the arguments on, if there is still somebody to take them."""
         owner = self._owner()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_type_hints
 
 from .curriculum import Ramp
@@ -11,6 +12,27 @@ from .losses import ErrorKind
 from .policy import OPERATIONS, Operation, Spread, check_operations
 
 _TWICE = Ramp(2.0, 2.0)
+
+
+# `bool` is an `Integral` and a `Real` too, and is taken for neither.
+_NUMBERS = {int: (Integral, "a whole number"), float: (Real, "a number")}
+
+
+def _check_kind(name: str, value: object, hint: Any) -> None:  # noqa: ANN401
+    """Refuse what is none of an option's choices, or of another kind."""
+    choices = get_args(hint)
+    if choices and all(isinstance(c, str) for c in choices) and value not in choices:
+        raise PoseAugError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+    if type(None) in choices:
+        if value is None:
+            return
+        hint = choices[0]
+    if hint in _NUMBERS:
+        kind, words = _NUMBERS[hint]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise PoseAugError(f"{name} must be {words}, got {value!r}.")
+    elif hint is Spread and not isinstance(value, Spread):
+        raise PoseAugError(f"{name} must be a Spread(pitch=..., ...), got {value!r}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,19 +177,16 @@ class PoseAugConfig:
             object.__setattr__(self, name, Ramp(*ends))
         hints = get_type_hints(PoseAugConfig)
         for option in fields(self):
-            choices = get_args(hints[option.name])
-            value = getattr(self, option.name)
-            if choices and all(isinstance(c, str) for c in choices) and value not in choices:
-                raise PoseAugError(
-                    f"{option.name} must be one of {', '.join(choices)}, got {value!r}."
-                )
+            _check_kind(option.name, getattr(self, option.name), hints[option.name])
         if self.update_batch is not None and self.update_batch < 1:
             raise PoseAugError(
                 f"update_batch must be positive, or None for all, got {self.update_batch!r}."
             )
-        if not self.feedback_limit > 0:
-            raise PoseAugError(f"feedback_limit must be positive, got {self.feedback_limit!r}.")
+        for name in ("feedback_limit", "aspect_ratio"):
+            if not getattr(self, name) > 0:
+                raise PoseAugError(f"{name} must be positive, got {getattr(self, name)!r}.")
         for name, low, high in (
+            ("width", 1, 10**9),
             ("share", 0.0, 1.0),
             ("warmup", 0.0, 1.0),
             ("policy_interval", 1, 10**9),

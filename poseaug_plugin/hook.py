@@ -10,7 +10,12 @@ from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.utils.data import get_worker_info
 
 from .adapters import Adapter, HostPoses, PoseAdapter
 from .attachment import (
@@ -147,7 +152,7 @@ class PoseAugHook:
         # With several processes also where nothing is pending: the others may have something.
         self._owes_update = False
         self._observer = PredictionObserver()
-        self._reminders = Reminders()
+        self._reminders = Reminders(optimizer is not None)
         if self.skeleton is not None:
             self._trainer = self._make_trainer(self.skeleton, device_of(estimator))
         self._handles = [
@@ -159,6 +164,8 @@ class PoseAugHook:
             # For every optimizer: which one trains the estimator shows when it steps.
             call = InertCallback(self, PoseAugHook._on_optimizer_step)
             self._handles.append(register_optimizer_step_pre_hook(call))
+            # Nothing waits any more then, but for what the step's own closure has augmented.
+            self._handles.append(register_optimizer_step_post_hook(call))
         for handle in self._handles:
             weakref.finalize(self, handle.remove)
 
@@ -237,6 +244,11 @@ class PoseAugHook:
                 "PoseAugHook.augment was called under torch.inference_mode(), where nothing can be "
                 "trained; call it in the training loop only, or use torch.no_grad()."
             )
+        if get_worker_info() is not None:
+            raise PoseAugError(
+                "PoseAugHook.augment was called in a worker of a DataLoader, from where nothing "
+                "gets back to be trained; call it in the training loop."
+            )
         trainer = self._ready_trainer(inputs_2d, inputs_3d, camera)
         if trainer.augmenter.count_of(inputs_3d.shape[0]) < 2:
             self._forget()
@@ -279,15 +291,22 @@ class PoseAugHook:
 
         Args:
             prediction: As the adapter's `predicted_joints` takes it: (B, T, J, 3) or flattened.
+
+        Raises:
+            PoseAugError: Not a tensor.
         """
+        if not isinstance(prediction, Tensor):
+            kind = type(prediction).__name__
+            raise PoseAugError(f"PoseAugHook.observe: prediction must be a tensor, got {kind}.")
         self._observer.take(prediction)
 
     def step(self) -> None:
         """Train the hook's networks on the last augmented batch.
 
-        Called by itself right before the optimizer steps; only where the optimizer cannot be
-        hooked, or with ``auto_step=False``, it has to be called by hand before
-        ``optimizer.step()``. Does nothing when there is nothing new, so calling it twice is safe.
+        Called by itself right before the optimizer steps (right after, where the step's closure
+        augments); only where the optimizer cannot be hooked, or with ``auto_step=False``, it has to
+        be called by hand before ``optimizer.step()``. Does nothing when there is nothing new, so
+        calling it twice is safe.
 
         Raises:
             RuntimeError: Something failed. The estimator's weights are as they were.

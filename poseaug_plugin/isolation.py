@@ -138,11 +138,30 @@ def isolated_call(
         The module's output.
     """
     module = unwrap_module(module)
-    parameters = {name: p.detach() for name, p in module.named_parameters()}
-    buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
+    stand_ins = _stand_ins(module)
+    inputs = inputs.clone()  # the module may write into it
     with torch.autocast(inputs.device.type, enabled=False):
         if mode == "frozen":
             with _inference_layers(module):
-                return torch.func.functional_call(module, (parameters, buffers), (inputs,))
+                return torch.func.functional_call(module, stand_ins, (inputs,), tie_weights=False)
         with own_random_stream(generator, inputs.device):
-            return torch.func.functional_call(module, (parameters, buffers), (inputs,))
+            return torch.func.functional_call(module, stand_ins, (inputs,), tie_weights=False)
+
+
+def _stand_ins(module: nn.Module) -> dict[str, Tensor]:
+    """Detached parameters and cloned buffers, by name, once for every place that holds one.
+
+    Once even where a module has several names: `functional_call` would put back what it had put
+    there itself (and does, with ``tie_weights``). What several places share they share here too.
+    """
+    made: dict[int, Tensor] = {}
+    stand_ins = {}
+    for prefix, part in module.named_modules():
+        options = {"recurse": False, "remove_duplicate": False}
+        for name, parameter in part.named_parameters(prefix, **options):
+            stand_ins[name] = made.setdefault(id(parameter), parameter.detach())
+        for name, buffer in part.named_buffers(prefix, **options):
+            if id(buffer) not in made:
+                made[id(buffer)] = buffer.detach().clone()
+            stand_ins[name] = made[id(buffer)]
+    return stand_ins

@@ -79,6 +79,13 @@ class Spread:
     bone_length: float = 0.15
     focal_length: float = 0.0
 
+    def __post_init__(self) -> None:
+        depth = self.depth
+        if not isinstance(depth, (tuple, list)) or len(depth) != 2 or not 0 < depth[0] <= depth[1]:
+            raise PoseAugError(
+                f"Spread: depth must be a pair of factors, (nearest, furthest), got {depth!r}."
+            )
+
 
 class SpreadFactors(NamedTuple):
     """What the spreads of a base distribution are multiplied by."""

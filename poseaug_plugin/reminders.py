@@ -12,9 +12,14 @@ _PATIENCE = 100  # batches that come to nothing, after which a word is due
 
 
 class Reminders:
-    """Told what happens to the hook's batches, warns where that comes to nothing."""
+    """Told what happens to the hook's batches, warns where that comes to nothing.
 
-    def __init__(self) -> None:
+    Args:
+        names_optimizer: The hook was given the optimizer that counts.
+    """
+
+    def __init__(self, names_optimizer: bool) -> None:
+        self._names_optimizer = names_optimizer
         self._without_update = 0
         self._too_small = 0
         self._has_looked = False
@@ -35,11 +40,17 @@ class Reminders:
         self._too_small = 0
         self._without_update += 1
         if self._without_update == _PATIENCE:
+            what = (
+                "the optimizer that the hook was given has not stepped. Does another one step in "
+                "its place? Leave it out, and any with the estimator's parameters counts; or"
+                if self._names_optimizer
+                else "no optimizer with the estimator's parameters has stepped. Is the optimizer a "
+                "torch.optim.Optimizer? If not,"
+            )
             self._say(
                 "no-step",
-                f"{_PATIENCE} batches were augmented and no optimizer with the estimator's "
-                "parameters has stepped. Is the optimizer a torch.optim.Optimizer? If not, call "
-                "hook.step() right before its step().",
+                f"{_PATIENCE} batches were augmented and {what} call hook.step() right before its "
+                "step().",
             )
 
     def augmented(self, usable: Tensor) -> None:

@@ -607,6 +607,50 @@ def test_step_by_hand_is_what_the_optimizer_would_have_done() -> None:
     assert differences(*states) == []
 
 
+def test_what_a_closure_augments_is_learned_from_before_the_next_step() -> None:
+    # Lightning's loop: the whole pass happens inside the optimizer's step.
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    hook = make_hook(estimator)
+    for done, batch in enumerate(batches(3), start=1):
+
+        def closure(batch: Batch = batch) -> Tensor:
+            optimizer.zero_grad()
+            inputs_2d, inputs_3d = hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
+            loss = mpjpe(estimator(inputs_2d), inputs_3d)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        assert hook.diagnostics().updates == done
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_compiled_optimizer_step_does_not_take_the_hooks_training_in() -> None:
+    from torch._dynamo.testing import CompileCounter
+
+    sizes = []
+    for attaches in (False, True):
+        torch._dynamo.reset()
+        estimator = make_lifter()
+        optimizer = adam(estimator)
+        hook = make_hook(estimator) if attaches else None
+        counter = CompileCounter()
+        step = torch.compile(lambda o=optimizer: o.step(), backend=counter)
+        for camera, inputs_3d, inputs_2d in batches(3):
+            if hook is not None:
+                inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
+            optimizer.zero_grad()
+            mpjpe(estimator(inputs_2d), inputs_3d).backward()
+            step()
+        if hook is not None:
+            assert hook.diagnostics().updates == 3
+        sizes.append(counter.op_count)
+    torch._dynamo.reset()
+    without, with_hook = sizes
+    assert 0 < with_hook <= without
+
+
 def test_step_without_a_batch_does_nothing() -> None:
     hook = make_hook(make_lifter())
     before = frozen_state(hook)
@@ -746,6 +790,64 @@ def test_failing_isolated_call_leaves_no_trace(mode: str) -> None:
     with pytest.raises(KeyError):
         isolated_call(estimator, inputs, own_stream(), mode)
     assert differences(before, leavings(estimator)) == []
+
+
+class Shares(nn.Module):
+    """An estimator in which one layer has two names, and two layers share a weight and a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        block = nn.Linear(32, 32)
+        self.blocks = nn.ModuleList([block, block])
+        self.first, self.second = nn.Linear(32, 32), nn.Linear(32, 32)
+        self.second.weight = self.first.weight
+        self.norm, self.other_norm = nn.BatchNorm1d(32), nn.BatchNorm1d(32)
+        self.other_norm.running_mean = self.norm.running_mean
+        self.last = nn.Linear(32, 48)
+
+    def forward(self, inputs_2d: Tensor) -> Tensor:
+        features = inputs_2d.flatten(1)
+        for layer in (*self.blocks, self.first, self.norm, self.second, self.other_norm):
+            features = layer(features)
+        return self.last(features).view(-1, 1, 16, 3)
+
+
+def places(module: nn.Module) -> list[tuple[str, str, int]]:
+    """Which object every place of every layer holds."""
+    return [
+        (name, key, id(value))
+        for name, part in module.named_modules(remove_duplicate=False)
+        for key, value in (*part._parameters.items(), *part._buffers.items())
+    ]
+
+
+@each_mode
+def test_isolated_call_leaves_shared_layers_and_tensors_alone(mode: str) -> None:
+    estimator = Shares()
+    before, held = copy.deepcopy(leavings(estimator)), places(estimator)
+    inputs = make_batch().inputs_2d.requires_grad_()
+    predicted = isolated_call(estimator, inputs, own_stream(), mode)
+    predicted.sum().backward()
+    assert places(estimator) == held
+    assert differences(before, leavings(estimator)) == []
+    if mode == "as_found":
+        assert torch.equal(predicted, estimator(inputs))
+
+
+@each_mode
+def test_isolated_call_of_a_module_that_writes_into_its_input(mode: str) -> None:
+    class Relative(nn.Module):
+        def forward(self, inputs_2d: Tensor) -> Tensor:
+            inputs_2d -= inputs_2d[..., :1, :].clone()
+            return inputs_2d
+
+    inputs = make_batch().inputs_2d.requires_grad_()
+    before = inputs.detach().clone()
+    predicted = isolated_call(Relative(), inputs, own_stream(), mode)
+    predicted.square().sum().backward()
+    assert torch.equal(inputs, before)
+    assert torch.equal(predicted, before - before[..., :1, :])
+    assert inputs.grad is not None
 
 
 def test_frozen_isolated_call_is_the_estimator_at_test_time() -> None:

@@ -621,6 +621,7 @@ def wrong(kind: str) -> tuple[Any, Any, Any]:
         "swapped": lambda: (inputs_3d, inputs_2d, camera),
         "batch": lambda: (inputs_2d[:8], inputs_3d, camera),
         "frames": lambda: (inputs_2d.expand(-1, 9, -1, -1), inputs_3d, camera),
+        "axis": lambda: (inputs_2d, inputs_3d[:, 0], camera),
         "integers": lambda: (inputs_2d.long(), inputs_3d, camera),
         "array": lambda: (inputs_2d, inputs_3d.numpy(), camera),
         "nothing": lambda: (None, inputs_3d, camera),
@@ -640,6 +641,7 @@ MISTAKES = {
     "flattened": r"inputs_3d must be .* got \(16, 48\)",
     "swapped": r"inputs_3d must be \(batch, frames, 16, 3\).*got \(16, 1, 16, 2\)",
     "batch": r"same batch and frames, got \(8, 1, 16, 2\) and \(16, 1, 16, 3\)",
+    "axis": r"got \(16, 1, 16, 2\) and \(16, 16, 3\) \(give both an axis of frames, or neither",
     "frames": r"inputs_2d \(16, 9, 16, 2\) and inputs_3d \(16, 1, 16, 3\) must have the same frames"
     r".*source=PoseSource\(poses_train, cameras_train\)",
     "integers": r"inputs_2d must be a floating-point tensor, got torch\.int64",
@@ -850,6 +852,7 @@ def complaint(kind: str) -> tuple[str, ...]:
     }[kind]().problems
 
 
+@pytest.mark.filterwarnings("ignore::poseaug_plugin.PoseAugWarning")
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
@@ -876,6 +879,7 @@ def test_missing_camera_is_told_with_the_focal_length_that_fits() -> None:
     assert fitting == pytest.approx(1.5, abs=0.05)
 
 
+@pytest.mark.filterwarnings("ignore::poseaug_plugin.PoseAugWarning")
 def test_assumed_camera_that_fits_is_no_problem() -> None:
     batch = absolute_batch(64)
     lens = torch.tensor(DEFAULT_INTRINSICS)
@@ -932,6 +936,50 @@ def test_hundred_batches_without_a_step_are_warned_of() -> None:
         augmented(hook, batch)
     for _ in range(101):
         augmented(hook, batch)
+
+
+def test_hundred_batches_without_a_step_of_the_named_optimizer_are_warned_of() -> None:
+    estimator, batch = make_lifter(), make_batch(4)
+    hook = make_hook(estimator, torch.optim.SGD(estimator.parameters(), 0.1), preset="random")
+    another = torch.optim.SGD(estimator.parameters(), 0.1)
+    for _ in range(99):
+        augmented(hook, batch)
+        another.step()
+    with pytest.warns(PoseAugWarning, match=r"the hook was given has not stepped.*Leave it out"):
+        augmented(hook, batch)
+
+
+def test_augmenting_in_a_worker_is_refused() -> None:
+    hook = make_hook(make_lifter())
+
+    def collate(batches: list[Batch]) -> HostPoses:
+        return augmented(hook, batches[0])
+
+    loader = torch.utils.data.DataLoader(stream(1), num_workers=1, collate_fn=collate)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fork", category=DeprecationWarning)
+        with pytest.raises(PoseAugError, match="in a worker of a DataLoader"):
+            next(iter(loader))
+
+
+def test_what_is_no_tensor_is_no_prediction() -> None:
+    with pytest.raises(PoseAugError, match=r"observe: prediction must be a tensor, got ndarray"):
+        make_hook(make_lifter()).observe(np.zeros((4, 1, 16, 3)))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["backwards", "objects"])
+def test_cameras_may_be_any_array_of_numbers(kind: str) -> None:
+    batch = make_batch()
+    cameras = batch.camera.numpy()
+    odd = {
+        "backwards": cameras[::-1].copy()[::-1],
+        "objects": cameras.astype(object),
+    }[kind]
+    expected, received = (
+        augmented(make_hook(make_lifter()), batch._replace(camera=camera))
+        for camera in (cameras, odd)
+    )
+    assert differences(list(expected), list(received)) == []
 
 
 def test_batches_with_steps_are_not_warned_of() -> None:

@@ -351,7 +351,8 @@ def test_state_of_another_preset_is_refused(theirs: str, ours: str) -> None:
 
 def test_state_of_another_width_is_refused() -> None:
     hook = make_hook(make_lifter(), width=16)
-    with pytest.raises(PoseAugError, match=r"inputs\.weight must be a tensor of shape \(4, 16, .* and \d+ more\.$"):
+    shapes = r"inputs\.weight must be a tensor of shape \(4, 16, .* and \d+ more\.$"
+    with pytest.raises(PoseAugError, match=shapes):
         hook.load_state_dict(sample_state())
 
 

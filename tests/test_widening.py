@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import human_poses
@@ -153,12 +155,45 @@ def test_nothing_is_gained_by_poses_that_are_hard_to_guess() -> None:
 
 
 @pytest.mark.parametrize(
-    "option", [{"feedback_limit": 0.0}, {"feedback_limit": math.nan}, {"update_batch": 0}]
+    "option",
+    [
+        {"feedback_limit": 0.0},
+        {"feedback_limit": math.nan},
+        {"update_batch": 0},
+        {"aspect_ratio": 0.0},
+    ],
 )
 def test_a_limit_without_a_meaning_is_refused(option: dict[str, float]) -> None:
     (name,) = option
     with pytest.raises(PoseAugError, match=f"{name} must be positive"):
         make_hook(make_lifter(), **option)
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ({"share": "0.5"}, "share must be a number, got '0.5'"),
+        ({"share": True}, "share must be a number, got True"),
+        ({"update_batch": 2.5}, "update_batch must be a whole number, got 2.5"),
+        ({"width": 64.0}, "width must be a whole number, got 64.0"),
+        ({"width": 0}, r"width must lie in \[1, "),
+        ({"spread": {"pitch": 0.1}}, r"spread must be a Spread\(.*\), got {'pitch'"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused(option: dict[str, Any], problem: str) -> None:
+    with pytest.raises(PoseAugError, match=problem):
+        make_hook(make_lifter(), **option)
+
+
+@pytest.mark.parametrize("depth", [1.0, (0.5,), (0.0, 1.0), (1.5, 0.7)])
+def test_depths_that_are_no_pair_are_refused(depth: Any) -> None:
+    with pytest.raises(PoseAugError, match=r"depth must be a pair of factors, \(nearest"):
+        Spread(depth=depth)
+
+
+def test_numbers_of_numpys_are_numbers() -> None:
+    config = PoseAugConfig(share=np.float32(0.25), update_batch=np.int64(64))
+    assert (config.share, config.update_batch) == (0.25, 64)
 
 
 def test_a_number_is_a_ramp_that_stays() -> None:
