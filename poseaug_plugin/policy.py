@@ -17,7 +17,7 @@ from .augmentation import (
 from .bones import per_bone
 from .errors import PoseAugError
 from .regressors import RawParameters, RegressorNetwork
-from .rigid import axis_angle_to_matrix, root_relative, view_rotation
+from .rigid import axis_angle_to_matrix, root_relative, vertical, view_rotation
 from .skeleton import Skeleton
 from .skeletons import find_skeleton
 from .windows import displacements, middle_frame
@@ -55,7 +55,8 @@ class Spread:
     """How widely random augmentation draws.
 
     Attributes:
-        yaw: Turn about the camera's y axis, uniform in +-yaw, radians; pi is every side.
+        yaw: Turn about the vertical on which the batch stands (`rigid.vertical`), uniform in
+            +-yaw, radians; pi is every side.
         pitch: Tilt towards the camera, standard deviation in radians.
         roll: Lean in the picture, standard deviation in radians.
         depth: A pose takes the root position of another pose of the batch, times a factor drawn
@@ -193,7 +194,9 @@ class RandomPolicy(Policy):
             yaw = _either_way(view[:, 0:1]) * spread.yaw
             pitch = view[:, 1:2] * (spread.pitch * factors.pitch)
             roll = view[:, 2:3] * (spread.roll * factors.roll)
-            rotation = view_rotation(yaw, pitch, roll)
+            middle = joints[:, middle_frame(joints.shape[1])]
+            axis = vertical(root_relative(middle, skeleton))
+            rotation = view_rotation(yaw, pitch, roll, axis)
             batch = joints.shape[0]
             donor = (_uniform(place[:, 0]) * batch).long().clamp(max=batch - 1)
             nearest, furthest = spread.depth

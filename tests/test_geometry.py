@@ -46,6 +46,7 @@ from poseaug_plugin.rigid import (
     camera_to_world,
     root_relative,
     transform_rigidly,
+    vertical,
     view_rotation,
     world_to_camera,
 )
@@ -477,20 +478,37 @@ def test_each_view_angle_turns_its_own_way(which: str, moved: str, to: str) -> N
     angles = dict.fromkeys(("yaw", "pitch", "roll"), torch.zeros((), dtype=torch.float64))
     angles[which] = torch.tensor(0.6, dtype=torch.float64)
     expected = math.cos(0.6) * axes[moved] + math.sin(0.6) * axes[to]
-    agree(view_rotation(**angles) @ axes[moved], expected)
+    agree(view_rotation(**angles, axis=axes["y"]) @ axes[moved], expected)
 
 
 @some_examples
 @given(st.floats(-4, 4), st.floats(-4, 4), st.floats(-4, 4))
 def test_view_rotation_turns_then_tilts_then_rolls(yaw: float, pitch: float, roll: float) -> None:
     y, p, r = torch.tensor([yaw, pitch, roll], dtype=torch.float64)
-    zero = torch.zeros_like(y)
+    zero, axis = torch.zeros_like(y), torch.tensor([0.0, 0.6, 0.8], dtype=torch.float64)
     each = [
-        view_rotation(y, zero, zero),
-        view_rotation(zero, p, zero),
-        view_rotation(zero, zero, r),
+        axis_angle_to_matrix(y * axis),
+        view_rotation(zero, p, zero, axis),
+        view_rotation(zero, zero, r, axis),
     ]
-    agree(view_rotation(y, p, r), each[2] @ each[1] @ each[0])
+    agree(view_rotation(y, p, r, axis), each[2] @ each[1] @ each[0])
+
+
+@pytest.mark.parametrize("degrees", [-50.0, 0.0, 7.0, 50.0])
+def test_people_stand_on_their_vertical_however_the_camera_looks(degrees: float) -> None:
+    # Bodies of 16 joints, three times as high as wide.
+    poses = normal(256, 16, 3) * torch.tensor([0.15, 0.45, 0.15], dtype=torch.float64)
+    tilt = axis_angle_to_matrix(torch.tensor([math.radians(degrees), 0.0, 0.0]).double())
+    cosine = vertical(poses @ tilt.T) @ (tilt @ torch.tensor([0.0, 1.0, 0.0]).double())
+    assert torch.rad2deg(cosine.clamp(-1, 1).acos()) < 2
+
+
+def test_poses_without_a_longest_axis_leave_the_cameras() -> None:
+    agree(vertical(torch.eye(3).unsqueeze(0)), torch.tensor([0.0, 1.0, 0.0]))
+
+
+def test_points_have_no_vertical() -> None:
+    assert torch.equal(vertical(torch.zeros(4, 16, 3)), torch.zeros(3))
 
 
 @some_examples
