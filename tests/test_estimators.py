@@ -280,17 +280,17 @@ def test_groups_by_name() -> None:
 def test_graph_convolution_by_hand() -> None:
     linked = adjacency(H36M_16)
     layer = used_a_while(SemGraphConv(2, 5, linked))
-    features = torch.randn(3, 2, 16)
+    features = torch.randn(16, 3, 2)
     own, others = layer.weight
     strengths = torch.zeros(16, 16)
     strengths[linked] = layer.link_strength.exp()
-    expected = torch.zeros(3, 5, 16)
+    expected = torch.zeros(16, 3, 5)
     for joint in range(16):
         share = strengths[joint] / strengths[joint].sum()
         for source in range(16):
             matrix = own if source == joint else others
-            expected[:, :, joint] += share[source] * features[:, :, source] @ matrix.T
-    assert torch.allclose(layer(features), expected + layer.bias[:, None], atol=1e-5)
+            expected[joint] += share[source] * features[source] @ matrix.T
+    assert torch.allclose(layer(features), expected + layer.bias, atol=1e-5)
 
 
 # -- ST-GCN ----------------------------------------------------------------------------------------
@@ -357,15 +357,16 @@ def test_stgcn_gives_the_middle_frame() -> None:
 
 def test_stgcn_context_goes_up_and_down_through_the_parts() -> None:
     hourglass = used_a_while(STGCN(widths=(8, 8, 16), part_width=16)).hourglass
-    features = torch.randn(4, 16, 1, 17)
+    features = torch.randn(17, 4, 16)
     context = hourglass(features)
     for name, joints in H36M_17.part_joints:
-        assert context[..., list(joints)].std(-1).max() < 1e-6, name  # one value a part
-    assert context.std(-1).max() > 1e-2
+        assert context[list(joints)].std(0).max() < 1e-6, name  # one value a part
+    assert context.std(0).max() > 1e-2
     lower = features.clone()
-    lower[..., 16] = features[..., 14:17].amin(-1) - 1  # no maximum of the right arm's
-    assert hourglass(lower).equal(hourglass(lower - torch.eye(17)[16]))
-    assert not hourglass(lower).equal(hourglass(lower + 9 * torch.eye(17)[16]))
+    lower[16] = features[14:17].amin(0) - 1  # no maximum of the right arm's
+    wrist = torch.eye(17)[16, :, None, None]
+    assert hourglass(lower).equal(hourglass(lower - wrist))
+    assert not hourglass(lower).equal(hourglass(lower + 9 * wrist))
 
 
 @each_preset

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from poseaug_plugin import Skeleton
 from poseaug_plugin.skeletons import find_skeleton
 
-from .common import check_shape, group_table, max_pool_groups
+from .common import NodeNorm, check_shape, graph_convolution, group_table, max_pool_groups
 
 
 def adjacency(skeleton: Skeleton) -> Tensor:
@@ -42,7 +42,7 @@ def joint_groups(skeleton: Skeleton) -> tuple[tuple[int, ...], ...]:
 
 
 class SemGraphConv(nn.Module):
-    """Semantic graph convolution (section 3): (B, inputs, J) -> (B, outputs, J).
+    """Semantic graph convolution (section 3): (J, B, inputs) -> (J, B, outputs).
 
     What a joint receives is weighted by a softmax over its neighbours of one learned number per
     link. A joint's own features and its neighbours' pass through different matrices.
@@ -69,10 +69,9 @@ class SemGraphConv(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Convolve."""
         attention = self.attention()
-        own = attention.diagonal()
-        from_own, from_others = torch.einsum("soi,bij->sboj", self.weight, features)
-        gathered = from_others @ (attention - own.diag()).T
-        return from_own * own + gathered + self.bias.unsqueeze(-1)
+        own = attention.diagonal().diag()
+        kernels = torch.stack((own, attention - own))
+        return graph_convolution(features, kernels, self.weight) + self.bias
 
 
 class GraphLayer(nn.Sequential):
@@ -81,14 +80,14 @@ class GraphLayer(nn.Sequential):
     def __init__(self, inputs: int, outputs: int, linked: Tensor, dropout: float) -> None:
         super().__init__(
             SemGraphConv(inputs, outputs, linked),
-            nn.BatchNorm1d(outputs),
+            NodeNorm(outputs),
             nn.ReLU(),
             nn.Dropout(dropout),
         )
 
 
 class Residual(nn.Module):
-    """Two graph layers and a way around them (section 3): (B, width, J) -> (B, width, J)."""
+    """Two graph layers and a way around them (section 3): (J, B, width) -> the same."""
 
     def __init__(self, width: int, linked: Tensor, dropout: float) -> None:
         super().__init__()
@@ -102,7 +101,7 @@ class Residual(nn.Module):
 
 
 class NonLocal(nn.Module):
-    """Every joint looks at every group of joints (section 3): (B, width, J) -> (B, width, J).
+    """Every joint looks at every group of joints (section 3): (J, B, width) -> the same.
 
     The concatenation form of Wang et al., CVPR 2018: a pair scores the ReLU of a linear function of
     both. That function of the two concatenated is the sum of one of each, and so it is computed.
@@ -114,22 +113,23 @@ class NonLocal(nn.Module):
     def __init__(self, width: int, groups: Sequence[Sequence[int]]) -> None:
         super().__init__()
         self.register_buffer("members", group_table(groups), persistent=False)
-        self.query = nn.Conv1d(width, width // 2, 1)
-        self.key = nn.Conv1d(width, width // 2, 1)
-        self.value = nn.Conv1d(width, width // 2, 1)
-        self.score_query = nn.Conv1d(width // 2, 1, 1, bias=False)
-        self.score_key = nn.Conv1d(width // 2, 1, 1, bias=False)
-        self.merge = nn.Conv1d(width // 2, width, 1)
-        self.norm = nn.BatchNorm1d(width)
+        self.query = nn.Linear(width, width // 2)
+        self.key = nn.Linear(width, width // 2)
+        self.value = nn.Linear(width, width // 2)
+        self.score_query = nn.Linear(width // 2, 1, bias=False)
+        self.score_key = nn.Linear(width // 2, 1, bias=False)
+        self.merge = nn.Linear(width // 2, width)
+        self.norm = NodeNorm(width)
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, features: Tensor) -> Tensor:
         """Look and add."""
-        keys = max_pool_groups(self.key(features), self.members)  # (B, width / 2, groups)
+        keys = max_pool_groups(self.key(features), self.members)  # (groups, B, width / 2)
         values = max_pool_groups(self.value(features), self.members)
-        of_joints = self.score_query(self.query(features)).transpose(1, 2)  # (B, J, 1)
-        scores = (of_joints + self.score_key(keys)).relu() / len(self.members)
-        seen = torch.einsum("bjg,bcg->bcj", scores, values)
+        of_joints = rearrange(self.score_query(self.query(features)), "j b 1 -> b j 1")
+        of_groups = rearrange(self.score_key(keys), "g b 1 -> b 1 g")
+        scores = (of_joints + of_groups).relu() / len(self.members)
+        seen = torch.einsum("bjg,gbc->jbc", scores, values)
         return features + self.norm(self.merge(seen))
 
 
@@ -176,8 +176,7 @@ class SemGCN(nn.Module):
     def forward(self, keypoints: Tensor) -> Tensor:
         """Lift: (B, J, 2) -> (B, J, 3)."""
         check_shape(keypoints, ("B", self.skeleton.num_joints, 2))
-        joints = self.layers(rearrange(keypoints, "b j c -> b c j"))
-        return rearrange(joints, "b c j -> b j c")
+        return self.layers(keypoints.transpose(0, 1)).transpose(0, 1)
 
 
 def _indices(groups: Sequence[Sequence[str]], skeleton: Skeleton) -> tuple[tuple[int, ...], ...]:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor, nn
 
 from poseaug_plugin import Skeleton
 from poseaug_plugin.skeletons import find_skeleton
 
-from .common import check_shape, group_table, max_pool_groups
+from .common import NodeNorm, check_shape, graph_convolution, group_table, max_pool_groups
 
 Links = Sequence[tuple[int, int]]
 
@@ -83,23 +83,27 @@ def part_kernels(skeleton: Skeleton, frames: int) -> Tensor:
 
 
 class GraphConv(nn.Module):
-    """Graph convolution with a matrix per kind of neighbour: (B, inputs, N) -> (B, outputs, N)."""
+    """Graph convolution with a matrix per kind of neighbour: (N, B, inputs) -> (N, B, outputs)."""
 
     kernels: Tensor
 
     def __init__(self, inputs: int, outputs: int, kernels: Tensor) -> None:
         super().__init__()
-        self.register_buffer("kernels", kernels, persistent=False)
-        self.project = nn.Conv1d(inputs, len(kernels) * outputs, 1)
+        self.register_buffer("kernels", kernels.transpose(1, 2), persistent=False)
+        self.project = nn.Linear(inputs, len(kernels) * outputs)
 
     def forward(self, features: Tensor) -> Tensor:
         """Convolve."""
-        projected = self.project(features).unflatten(1, (len(self.kernels), -1))
-        return torch.einsum("bkcn,knm->bcm", projected, self.kernels)
+        weights, biases = (
+            parameter.unflatten(0, (len(self.kernels), -1))
+            for parameter in (self.project.weight, self.project.bias)
+        )
+        bias = self.kernels.sum(2).T @ biases  # (N, outputs): of as much as a node takes in
+        return graph_convolution(features, self.kernels, weights) + bias.unsqueeze(1)
 
 
 class GraphBlock(nn.Module):
-    """Graph convolution, a layer on each node, a way around: (B, inputs, N) -> (B, outputs, N)."""
+    """Graph convolution, a layer on each node, a way around: (N, B, inputs) -> (N, B, outputs)."""
 
     def __init__(
         self, inputs: int, outputs: int, kernels: Tensor, *, dropout: float, residual: bool = True
@@ -107,18 +111,18 @@ class GraphBlock(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             GraphConv(inputs, outputs, kernels),
-            nn.BatchNorm1d(outputs),
+            NodeNorm(outputs),
             nn.ReLU(),
             nn.Dropout(dropout),
-            nn.Conv1d(outputs, outputs, 1),
-            nn.BatchNorm1d(outputs),
+            nn.Linear(outputs, outputs),
+            NodeNorm(outputs),
             nn.Dropout(dropout),
         )
         self.around: nn.Module | None = None
         if residual and inputs == outputs:
             self.around = nn.Identity()
         elif residual:
-            self.around = nn.Sequential(nn.Conv1d(inputs, outputs, 1), nn.BatchNorm1d(outputs))
+            self.around = nn.Sequential(nn.Linear(inputs, outputs), NodeNorm(outputs))
 
     def forward(self, features: Tensor) -> Tensor:
         """Convolve and add."""
@@ -132,7 +136,7 @@ class Hourglass(nn.Module):
     """Context of the body parts and of the whole body (section 3).
 
     Joints are pooled to parts, parts to the body; the body's features go back to the parts, and the
-    parts' to their joints: (B, inputs, T, J) -> (B, outputs, T, J).
+    parts' to their joints: (T J, B, inputs) -> (T J, B, outputs).
     """
 
     members: Tensor
@@ -142,10 +146,15 @@ class Hourglass(nn.Module):
         self, skeleton: Skeleton, frames: int, inputs: int, width: int, outputs: int, dropout: float
     ) -> None:
         super().__init__()
-        parts = [joints for _, joints in skeleton.part_joints]
+        self.frames = frames
+        parts = [
+            [frame * skeleton.num_joints + joint for joint in joints]
+            for frame in range(frames)
+            for _, joints in skeleton.part_joints
+        ]
         owner = [
-            next(i for i, part in enumerate(parts) if joint in part)
-            for joint in range(skeleton.num_joints)
+            next(i for i, part in enumerate(parts) if node in part)
+            for node in range(frames * skeleton.num_joints)
         ]
         self.register_buffer("members", group_table(parts), persistent=False)
         self.register_buffer("part_of_joint", torch.tensor(owner), persistent=False)
@@ -156,29 +165,29 @@ class Hourglass(nn.Module):
         )
         window = 3 if frames > 1 else 1
         self.of_body = nn.Sequential(
-            nn.Conv1d(width, width, window, padding=window // 2),  # over time
+            nn.Conv1d(width, width, window, padding=window // 2),  # over time: (B, width, T)
             nn.BatchNorm1d(width),
             nn.ReLU(),
             nn.Dropout(5 * dropout),
         )
         self.back_to_parts = nn.Sequential(
-            nn.Conv2d(2 * width, outputs, 1),
-            nn.BatchNorm2d(outputs),
+            nn.Linear(2 * width, outputs),
+            NodeNorm(outputs),
             nn.ReLU(),
             nn.Dropout(2 * dropout),
         )
 
     def forward(self, features: Tensor) -> Tensor:
         """Pool, convolve, and spread."""
-        frames, part_count = features.shape[2], len(self.members)
-        pooled = max_pool_groups(features, self.members)
-        parts = self.of_parts(pooled.flatten(2)).unflatten(2, (frames, part_count))
-        body = repeat(self.of_body(parts.amax(-1)), "b c t -> b c t p", p=part_count)
-        return self.back_to_parts(torch.cat((body, parts), 1))[..., self.part_of_joint]
+        parts = self.of_parts(max_pool_groups(features, self.members))
+        by_frame = parts.unflatten(0, (self.frames, -1))
+        body = self.of_body(rearrange(by_frame.amax(1), "t b c -> b c t"))
+        of_its_body = rearrange(body, "b c t -> t 1 b c").expand_as(by_frame).flatten(0, 1)
+        return self.back_to_parts(torch.cat((of_its_body, parts), -1))[self.part_of_joint]
 
 
 class NonLocal(nn.Module):
-    """Every node looks at every node by an embedded Gaussian: (B, width, N) -> (B, width, N).
+    """Every node looks at every node by an embedded Gaussian: (N, B, width) -> the same.
 
     From Wang et al., CVPR 2018. Its last normalisation starts at zero: the block begins as the
     identity.
@@ -186,17 +195,17 @@ class NonLocal(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.query = nn.Conv1d(width, width // 2, 1)
-        self.key = nn.Conv1d(width, width // 2, 1)
-        self.value = nn.Conv1d(width, width // 2, 1)
-        self.merge = nn.Conv1d(width // 2, width, 1)
-        self.norm = nn.BatchNorm1d(width)
+        self.query = nn.Linear(width, width // 2)
+        self.key = nn.Linear(width, width // 2)
+        self.value = nn.Linear(width, width // 2)
+        self.merge = nn.Linear(width // 2, width)
+        self.norm = NodeNorm(width)
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, features: Tensor) -> Tensor:
         """Look and add."""
-        scores = torch.einsum("bcn,bcm->bnm", self.query(features), self.key(features))
-        seen = torch.einsum("bnm,bcm->bcn", scores.softmax(-1), self.value(features))
+        scores = torch.einsum("nbc,mbc->bnm", self.query(features), self.key(features))
+        seen = torch.einsum("bnm,mbc->nbc", scores.softmax(-1), self.value(features))
         return features + self.norm(self.merge(seen))
 
 
@@ -242,7 +251,7 @@ class STGCN(nn.Module):
         )
         self.hourglass = Hourglass(skeleton, frames, last, part_width, last, dropout)
         self.non_local = NonLocal(2 * last)
-        self.lift = nn.Sequential(nn.Dropout(2 * dropout), nn.Conv1d(2 * last, 3, 1))
+        self.lift = nn.Sequential(nn.Dropout(2 * dropout), nn.Linear(2 * last, 3))
 
     def forward(self, keypoints: Tensor, *, all_frames: bool = False) -> Tensor:
         """Lift.
@@ -255,12 +264,10 @@ class STGCN(nn.Module):
         Returns:
             The middle frame's joints (B, 1, J, 3), or all frames' (B, T, J, 3).
         """
-        shape = (self.frames, self.skeleton.num_joints)
-        check_shape(keypoints, ("B", *shape, 2))
+        check_shape(keypoints, ("B", self.frames, self.skeleton.num_joints, 2))
         normal = self.normalise(rearrange(keypoints, "b t j c -> b (j c) t"))
-        features = self.of_joints(rearrange(normal, "b (j c) t -> b c (t j)", c=2))
-        context = self.hourglass(features.unflatten(2, shape)).flatten(2)
-        joints = self.lift(self.non_local(torch.cat((features, context), 1)))
-        lifted = rearrange(joints, "b c (t j) -> b t j c", t=self.frames)
+        features = self.of_joints(rearrange(normal, "b (j c) t -> (t j) b c", c=2))
+        joints = self.lift(self.non_local(torch.cat((features, self.hourglass(features)), -1)))
+        lifted = rearrange(joints, "(t j) b c -> b t j c", t=self.frames)
         middle = self.frames // 2
         return lifted if all_frames else lifted[:, middle : middle + 1]
