@@ -142,6 +142,7 @@ def schedule(estimator: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "every": arguments.every,
         "clips": arguments.clips,
         "held_out": list(arguments.held_out) if arguments.validate else None,
+        "train_cameras": arguments.train_cameras,
     }
 
 
@@ -158,7 +159,9 @@ def check_results(
         if name not in arguments.estimators or result["frames"] != arguments.frames:
             continue
         asked = {**schedule(name, arguments), "tests": sorted(tests)}
-        known = {key: value for key, value in result.items() if key in asked}  # old ones lack some
+        # Old ones lack some.
+        known = {key: value for key, value in result.items() if key in asked}
+        known.setdefault("train_cameras", "source")
         has = {**asked, **known, "tests": sorted(result["tests"])}
         _check_same(f"--out {arguments.out} has runs of {name}", has, asked)
 
@@ -346,6 +349,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--subjects", nargs="+", default=list(TRAIN_SUBJECTS))
     parser.add_argument("--every", type=int, default=1, help="train on every n-th frame")
     parser.add_argument("--clips", type=int, default=1, help="test on every n-th clip")
+    parser.add_argument(
+        "--train-cameras",
+        choices=("source", "ceiling", "chest", "knee"),
+        default="source",
+        help="the source's, or a group of the target's, whose others test then",
+    )
     parser.add_argument("--validate", action="store_true", help="held-out source motions only")
     parser.add_argument(
         "--held-out", nargs="+", default=list(HELD_OUT), help="patterns of the motions for that"
@@ -374,6 +383,7 @@ def main() -> None:
         subjects=tuple(arguments.subjects),
         every=arguments.every,
         clips=arguments.clips,
+        train_cameras=arguments.train_cameras,
     )
     check_results(read_results(arguments.out), data.tests, arguments)
     print(f"{len(data.train.joints):,} training frames, {device}", flush=True)

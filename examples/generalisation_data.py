@@ -17,6 +17,7 @@ from ablation import HELD_OUT, split
 from mocap import (
     TEST_SUBJECTS,
     TRAIN_SUBJECTS,
+    Camera,
     Motion,
     Pairs,
     demo_cameras,
@@ -151,6 +152,7 @@ def load(
     subjects: tuple[str, ...] = TRAIN_SUBJECTS,
     every: int = 1,
     clips: int = 1,
+    train_cameras: str = "source",
 ) -> Benchmark:
     """Read the three files.
 
@@ -163,38 +165,49 @@ def load(
         subjects: Who is trained on.
         every: Take every n-th frame of the training clips.
         clips: Take every n-th clip of the test sets.
+        train_cameras: Through which to train: the source's, or one group of the rig that otherwise
+            tests. Its other cameras test then.
     """
     rigs = read_cameras(folder / "cameras.json")
     source = read_motion(folder / "source_cmu.npz")
-    cameras = rigs.cameras["source"]
+    new_rig = demo_cameras() if validate else rigs
+    known, new = rigs.cameras["source"], new_rig.cameras["target"]
+    known_centre, new_centre = rigs.centres["source"], new_rig.centres["target"]
+    if train_cameras != "source":
+        known = tuple(camera for camera in new if camera.group == train_cameras)
+        new = tuple(camera for camera in new if camera.group != train_cameras)
+        known_centre = new_centre
 
-    def seen(motion: Motion, *arguments: object, **options: object) -> Sequences:
-        return as_sequences(pairs(motion, *arguments, joints=16, **options), device)  # type: ignore[arg-type]
+    def seen(
+        motion: Motion, cameras: Sequence[Camera], centre: np.ndarray, home: str, **options: Any
+    ) -> Sequences:
+        """A motion from the room ``home``, moved to where the cameras look."""
+        x, y = (centre - rigs.centres[home])[:2]
+        return as_sequences(pairs(motion, cameras, joints=16, shift=(x, y), **options), device)
 
     if validate:
         train, others = split(source, held_out)
-        to_demo = tuple(-rigs.centres["source"][:2])
         others = _every(others, clips)
         strangers = _strangers(others, np.random.default_rng(0))
-        new_cameras = demo_cameras().cameras["target"]
+        train = {s: train[s] for s in subjects}
         return Benchmark(
-            seen({s: train[s] for s in subjects}, cameras, every=every),
+            seen(train, known, known_centre, "source", every=every),
             {
-                "same views": seen(others, cameras),
-                "new views": seen(strangers, new_cameras, shift=to_demo),
+                "same views": seen(others, known, known_centre, "source"),
+                "new views": seen(strangers, new, new_centre, "source"),
             },
         )
     everyone = read_motion(folder / "target_bandai.npz")
     target, untested = _every(everyone, clips), _every(everyone, clips, others=True)
-    unlabelled = seen(untested, rigs.cameras["target"]).keypoints if untested else None
-    to_source = rigs.centres["source"] - rigs.centres["target"]
+    in_domain = _every({s: source[s] for s in TEST_SUBJECTS}, clips)
+    train_on: dict[str, Any] = {"subjects": subjects, "every": every}
     return Benchmark(
-        seen(source, cameras, subjects, every=every),
+        seen(source, known, known_centre, "source", **train_on),
         {
-            "in-domain": seen(_every({s: source[s] for s in TEST_SUBJECTS}, clips), cameras),
-            "cross-dataset": seen(target, rigs.cameras["target"]),
-            "pose gap": seen(target, cameras, shift=tuple(to_source[:2])),
+            "in-domain": seen(in_domain, known, known_centre, "source"),
+            "cross-dataset": seen(target, new, new_centre, "target"),
+            "pose gap": seen(target, known, known_centre, "target"),
         },
-        unlabelled,
-        seen(_in_bodies_of(source, target), cameras, subjects, every=every),
+        seen(untested, new, new_centre, "target").keypoints if untested else None,
+        seen(_in_bodies_of(source, target), known, known_centre, "source", **train_on),
     )

@@ -159,9 +159,11 @@ def _generalisation_of(results: list[Result], title: str) -> str:
     references = rows_of(results)[:2]
     most = max(len([r for r in results if r["row"] == row]) for row in rows_of(results))
     head = [f"{test}: {' / '.join(figures)}" for test in tests]
+    cameras = first.get("train_cameras", "source")
+    trained_through = "" if cameras == "source" else f", trained through {cameras} cameras"
     lines = [
         f"{title} ({first['size']} size), {len({r['seed'] for r in results})} seed(s), "
-        f"{first['updates']} updates of {first['batch']}; mm.",
+        f"{first['updates']} updates of {first['batch']}{trained_through}; mm.",
         "",
         f"| | {' | '.join(head)} | {hardest}, against {' / '.join(references)} | "
         f"{' | '.join(groups)} | {_FACTORS} |",
@@ -174,11 +176,13 @@ def _generalisation_of(results: list[Result], title: str) -> str:
             cells.append(" / ".join(_spread(values) for values in columns))
         change = " / ".join(_paired_change(results, row, o, hardest) or "-" for o in references)
         runs = [r for r in results if r["row"] == row]
-        cameras = (f"{mean(r['tests'][hardest]['by camera'][g] for r in runs):.0f}" for g in groups)
+        by_group = (
+            f"{mean(r['tests'][hardest]['by camera'][g] for r in runs):.0f}" for g in groups
+        )
         told = len(runs) in range(1, max(2, most))
         seeds = f" ({len(runs)} seed{'s'[: len(runs) > 1]})" if told else ""
         lines.append(
-            f"| {row}{seeds} | {' | '.join(cells)} | {change} | {' | '.join(cameras)} | "
+            f"| {row}{seeds} | {' | '.join(cells)} | {change} | {' | '.join(by_group)} | "
             f"{_factors(runs)} |"
         )
     return "\n".join(lines)
