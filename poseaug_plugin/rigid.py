@@ -52,7 +52,8 @@ def vertical(poses: Tensor) -> Tensor:
 
     The longest axis of root-relative poses (B, J, 3) all together: a standing body is some four
     times as high as wide, and turned every way in a training set. Two steps of power iteration from
-    the camera's y, which it stays where poses have no longest axis; zero where all are points.
+    the camera's y, which it stays where poses have no longest axis; zero where all are points. One
+    for the batch: where it mixes cameras that look level and steeply down, it lies between theirs.
     """
     points = poses.flatten(0, 1)
     spread = points.T @ points
