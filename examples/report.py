@@ -301,9 +301,11 @@ def _samples_per_second(steps: list[Result]) -> str:
 def format_generalisation_compact(results: list[Result]) -> str:
     """One line per estimator: the second test's MPJPE and its change against the first row.
 
-    Of the rows that every estimator has; the change is over the seeds that both rows have.
+    Of the rows that every estimator has; the change is over the seeds that both rows have. Who has
+    fewer seeds than the table's most says so.
     """
     test = list(results[0]["tests"])[1]
+    most = len({r["seed"] for r in results})
     kinds = {(r["estimator"], r["frames"]) for r in results}
     rows = [
         row
@@ -318,9 +320,10 @@ def format_generalisation_compact(results: list[Result]) -> str:
         chosen = [r for r in results if (r["estimator"], r["frames"]) == (name, frames)]
         cells = []
         for row in rows:
-            change = _paired_change(chosen, row, rows[0], test)
-            error = f"{mean(values_of(chosen, row, test, 'MPJPE')):.1f}"
-            cells.append(f"{error} ({change})" if change else error)
+            errors = values_of(chosen, row, test, "MPJPE")
+            told = f"{len(errors)} seed{'s'[: len(errors) > 1]}" if len(errors) < most else ""
+            notes = "; ".join(filter(None, (_paired_change(chosen, row, rows[0], test), told)))
+            cells.append(f"{mean(errors):.1f} ({notes})" if notes else f"{mean(errors):.1f}")
         lines.append(f"| {name}, {frames} frame{'s'[: frames > 1]} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
