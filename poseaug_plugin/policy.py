@@ -17,14 +17,7 @@ from .augmentation import (
 from .bones import per_bone
 from .errors import PoseAugError
 from .regressors import RawParameters, RegressorNetwork
-from .rigid import (
-    axis_angle_to_matrix,
-    elevation,
-    keep_above_floor,
-    root_relative,
-    vertical,
-    view_rotation,
-)
+from .rigid import axis_angle_to_matrix, root_relative, vertical, view_rotation
 from .skeleton import Skeleton
 from .skeletons import find_skeleton
 from .windows import displacements, middle_frame
@@ -64,8 +57,7 @@ class Spread:
     Attributes:
         yaw: Turn about the vertical on which the batch stands (`rigid.vertical`), uniform in
             +-yaw, radians; pi is every side.
-        pitch: Tilt towards the camera, standard deviation in radians; reflected where the camera
-            would look up through the floor or past the zenith (`rigid.keep_above_floor`).
+        pitch: Tilt towards the camera, standard deviation in radians.
         roll: Lean in the picture, standard deviation in radians.
         depth: A pose takes the root position of another pose of the batch, times a factor drawn
             uniformly between these two.
@@ -199,18 +191,17 @@ class RandomPolicy(Policy):
             ratios = _either_way(lengths) * limit * self.free_lengths
             ratio = per_bone(ratios, skeleton).unsqueeze(1)
         if "rigid" in self.operations:
+            yaw = _either_way(view[:, 0:1]) * spread.yaw
+            pitch = view[:, 1:2] * (spread.pitch * factors.pitch)
+            roll = view[:, 2:3] * (spread.roll * factors.roll)
+            middle = joints[:, middle_frame(joints.shape[1])]
+            axis = vertical(root_relative(middle, skeleton))
+            rotation = view_rotation(yaw, pitch, roll, axis)
             batch = joints.shape[0]
             donor = (_uniform(place[:, 0]) * batch).long().clamp(max=batch - 1)
             nearest, furthest = spread.depth
             factor = nearest + (furthest - nearest) * _uniform(place[:, 1, None, None])
             translation = translation[donor] * factor
-            middle = joints[:, middle_frame(joints.shape[1])]
-            axis = vertical(root_relative(middle, skeleton))
-            yaw = _either_way(view[:, 0:1]) * spread.yaw
-            pitch = view[:, 1:2] * (spread.pitch * factors.pitch)
-            pitch = keep_above_floor(pitch, elevation(axis, translation))
-            roll = view[:, 2:3] * (spread.roll * factors.roll)
-            rotation = view_rotation(yaw, pitch, roll, axis)
         if "focal_length" in self.operations and spread.focal_length:
             focal_ratio = (_either_way(zoom) * spread.focal_length).exp()
         return AugmentationParameters(offset, ratio, rotation, translation, focal_ratio)
