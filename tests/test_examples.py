@@ -139,6 +139,7 @@ def result(row: str, seed: int, mpjpe: float) -> dict[str, Any]:
         ({"every": 10, "clips": 2}, "every 1, clips 1, asked for are every 10, clips 2"),
         ({"subjects": ["S1"]}, r"subjects \['S1', 'S5'\], asked for are subjects \['S1'\]"),
         ({"validate": True}, r"held_out None, asked for are held_out \['walk'\]"),
+        ({"train_cameras": "ceiling"}, "train_cameras source, asked for are train_cameras ceiling"),
         ({"tests": ["same views"]}, r"tests \['in-domain'\], asked for are"),
         ({"updates": 20, "frames": 9}, None),  # a table of its own
         ({"updates": 20, "estimators": ["semgcn"]}, None),
@@ -152,13 +153,33 @@ def test_benchmark_adds_no_rows_to_those_of_another_schedule(
     asked = {"size": "small", "updates": 10, "batch": 8, "lr": None, "frames": 1}
     asked |= {"subjects": ["S1", "S5"], "every": 1, "clips": 1, "bf16": False, "validate": False}
     asked |= {"estimators": ["stgcn"], "tests": ["in-domain"], "out": "runs.json"}
-    asked |= {"held_out": ["walk"]}
+    asked |= {"held_out": ["walk"], "train_cameras": "source"}
     usual = schedule("stgcn", Namespace(**asked))
-    results = [{"estimator": "stgcn", "frames": 1, **usual, "tests": {"in-domain": {}}}]
+    result = {"estimator": "stgcn", "frames": 1, **usual, "tests": {"in-domain": {}}}
+    before = {key: value for key, value in result.items() if key != "train_cameras"}
     asked |= change
-    refused = pytest.raises(SystemExit, match=message) if message else nullcontext()
-    with refused:
-        check_results(results, asked.pop("tests"), Namespace(**asked))
+    tests, arguments = asked.pop("tests"), Namespace(**asked)
+    for results in ([result], [before]):  # a file of before, which says nothing of the cameras
+        with pytest.raises(SystemExit, match=message) if message else nullcontext():
+            check_results(results, tests, arguments)
+
+
+def test_compact_table_tells_who_has_fewer_seeds() -> None:
+    from report import format_generalisation_compact
+
+    runs = (("a", "none", 0, 100.0), ("a", "none", 1, 120.0), ("a", "hook", 1, 60.0))
+    kinds = (*runs, ("b", "none", 0, 50.0), ("b", "hook", 0, 40.0))
+    results = [
+        {
+            **{"estimator": name, "frames": 1, "row": row, "seed": seed},
+            "tests": {test: {"MPJPE": error} for test in ("in-domain", "cross-dataset")},
+        }
+        for name, row, seed, error in kinds
+    ]
+    assert format_generalisation_compact(results).splitlines()[2:] == [
+        "| a, 1 frame | 110.0 | 60.0 (-50.0 %; 1 seed) |",
+        "| b, 1 frame | 50.0 (1 seed) | 40.0 (-20.0 %; 1 seed) |",
+    ]
 
 
 def test_table_of_results() -> None:
