@@ -12,7 +12,7 @@ import pytest
 import torch
 from estimators import STGCN, SemGCN, SimpleBaseline, StridedTemporalModel, TemporalModel
 from estimators.semgcn import NonLocal, SemGraphConv, adjacency, joint_groups
-from estimators.stgcn import joint_kernels, part_kernels
+from estimators.stgcn import GraphConv, joint_kernels, part_kernels
 from torch import Tensor, nn
 
 from poseaug_plugin.skeleton import Skeleton
@@ -344,6 +344,17 @@ def test_part_kernels_put_the_torso_in_the_middle() -> None:
     assert mirror[arm].nonzero().tolist() == [[names.index("right_arm")]]
     assert mirror[leg].nonzero().tolist() == [[names.index("right_leg")]]
     assert not mirror[torso].any()
+
+
+def test_graph_convolution_of_kinds_by_hand() -> None:
+    kernels = joint_kernels(H36M_17, 1)
+    layer, features = GraphConv(2, 5, kernels), torch.randn(17, 3, 2)
+    weights, biases = layer.project.weight.view(4, 5, 2), layer.project.bias.view(4, 5)
+    expected = torch.zeros(17, 3, 5)
+    for kind, source, target in kernels.nonzero().tolist():
+        sent = features[source] @ weights[kind].T + biases[kind]
+        expected[target] += kernels[kind, source, target] * sent
+    assert torch.allclose(layer(features), expected, atol=1e-5)
 
 
 def test_stgcn_gives_the_middle_frame() -> None:
