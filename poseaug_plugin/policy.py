@@ -41,6 +41,7 @@ _RAY_LIMIT = 0.03  # of x/z and y/z
 _MAY_NARROW = math.log(3)
 _MAY_WIDEN = math.log(1.4)
 _WIDENING_GAIN = 100.0
+_REACH_OF_ARMS = 2.0  # times that of legs, which carry the body
 _OPERATION_OF_FACTOR: tuple[Operation, ...] = (
     "rigid",
     "rigid",
@@ -61,8 +62,11 @@ class Spread:
         roll: Lean in the picture, standard deviation in radians.
         depth: A pose takes the root position of another pose of the batch, times a factor drawn
             uniformly between these two.
-        limb_angle: Arms and legs turn as a whole where they are attached: standard deviation per
-            axis in radians.
+        own_view: Share of the poses that keep their view and place, so that only their body
+            changes: one hard thing at a time (docs/experiments.md, section 34). The learned
+            residual still moves them, and so does ``placement``.
+        limb_angle: Limbs turn as a whole about their hip or shoulder: standard deviation per axis
+            in radians. Arms (parts with "arm" in their name) reach further and turn twice as far.
         bone_angle: Standard deviation per coordinate of the offset added to unit bone vectors,
             every bone on its own.
         bone_length: Length ratios are uniform in +-bone_length, left and right tied.
@@ -75,6 +79,7 @@ class Spread:
     pitch: float = 0.5
     roll: float = 0.2
     depth: tuple[float, float] = (0.7, 1.5)
+    own_view: float = 0.5
     limb_angle: float = 0.3
     bone_angle: float = 0.075
     bone_length: float = 0.15
@@ -86,6 +91,8 @@ class Spread:
             raise PoseAugError(
                 f"Spread: depth must be a pair of factors, (nearest, furthest), got {depth!r}."
             )
+        if not 0 <= self.own_view <= 1:
+            raise PoseAugError(f"Spread: own_view must be a share, 0 to 1, got {self.own_view!r}.")
 
 
 class SpreadFactors(NamedTuple):
@@ -159,17 +166,17 @@ class RandomPolicy(Policy):
         self.operations = check_operations(operations)
         self.fixed_trunk = fixed_trunk
         bones, limbs = self.skeleton.num_bones, len(self.skeleton.limbs)
-        self._sizes = (3 * bones, self.skeleton.num_bone_length_groups, 3, 2, 3 * limbs, 1)
+        self._sizes = (3 * bones, self.skeleton.num_bone_length_groups, 3, 3, 3 * limbs, 1)
         self.noise_size = sum(self._sizes)
         self.register_buffer("free_bones", free_bones(self.skeleton, fixed_trunk), persistent=False)
         self.register_buffer(
             "free_lengths", free_lengths(self.skeleton, fixed_trunk), persistent=False
         )
-        self.register_buffer("bones_of_limbs", _bones_of_limbs(self.skeleton), persistent=False)
+        self.register_buffer("reach_of_limbs", _reach_of_limbs(self.skeleton), persistent=False)
 
     free_bones: Tensor
     free_lengths: Tensor
-    bones_of_limbs: Tensor
+    reach_of_limbs: Tensor
 
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
         """Draw parameters."""
@@ -182,7 +189,7 @@ class RandomPolicy(Policy):
         offset, ratio, rotation, translation, focal_ratio = identity_parameters(joints, skeleton)
         if "bone_angle" in self.operations:
             turns = limbs.unflatten(1, (-1, 3)) * (spread.limb_angle * factors.limb_angle)
-            offset = offset_of_turns(joints, self.bones_of_limbs @ turns, skeleton)
+            offset = offset_of_turns(joints, self.reach_of_limbs @ turns, skeleton)
             spread_of_offset = spread.bone_angle * factors.bone_angle
             offset = offset + directions.reshape_as(offset) * spread_of_offset
             offset = offset * self.free_bones
@@ -196,12 +203,13 @@ class RandomPolicy(Policy):
             roll = view[:, 2:3] * (spread.roll * factors.roll)
             middle = joints[:, middle_frame(joints.shape[1])]
             axis = vertical(root_relative(middle, skeleton))
-            rotation = view_rotation(yaw, pitch, roll, axis)
+            own = (_uniform(place[:, 2]) < spread.own_view)[:, None, None]
+            rotation = torch.where(own[..., None], rotation, view_rotation(yaw, pitch, roll, axis))
             batch = joints.shape[0]
             donor = (_uniform(place[:, 0]) * batch).long().clamp(max=batch - 1)
             nearest, furthest = spread.depth
             factor = nearest + (furthest - nearest) * _uniform(place[:, 1, None, None])
-            translation = translation[donor] * factor
+            translation = torch.where(own, translation, translation[donor] * factor)
         if "focal_length" in self.operations and spread.focal_length:
             focal_ratio = (_either_way(zoom) * spread.focal_length).exp()
         return AugmentationParameters(offset, ratio, rotation, translation, focal_ratio)
@@ -338,11 +346,16 @@ def free_bones(skeleton: Skeleton, fixed_trunk: bool) -> Tensor:
     return free
 
 
-def _bones_of_limbs(skeleton: Skeleton) -> Tensor:
-    """(bones, limbs): 1 for the bones that turn with a limb, beyond the joint it turns about."""
+def _reach_of_limbs(skeleton: Skeleton) -> Tensor:
+    """(bones, limbs): how far a limb's bones turn with it about its hip or shoulder.
+
+    That is the limb's first joint, or what it hangs from if it is an elbow or a knee (COCO).
+    """
     table = torch.zeros(skeleton.num_bones, len(skeleton.limbs))
-    for limb, (_, joints) in enumerate(skeleton.limbs):
-        table[[skeleton.bone_children.index(joint) for joint in joints[1:]], limb] = 1.0
+    for limb, (name, joints) in enumerate(skeleton.limbs):
+        beyond = joints[1:] if len(joints) > 2 else joints
+        bones = [skeleton.bone_children.index(joint) for joint in beyond]
+        table[bones, limb] = _REACH_OF_ARMS if "arm" in name else 1.0
     return table
 
 

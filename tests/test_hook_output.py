@@ -199,7 +199,8 @@ def test_read_only_arrays() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
 def test_share_of_the_batch_is_replaced(share: float) -> None:
     batch = make_batch(32)
-    outputs = augmented(make_hook(make_lifter(), share=share), batch)
+    in_place = Spread(own_view=1)  # so that none falls out of the frame
+    outputs = augmented(make_hook(make_lifter(), share=share, spread=in_place), batch)
     assert changed(batch.inputs_2d, outputs.inputs_2d).sum() == round(share * 32)
 
 
@@ -508,7 +509,7 @@ def test_checks_of_validity_are_not_about_nothing(name: str) -> None:
 
 def test_what_cannot_be_made_valid_is_the_original_and_counted() -> None:
     estimator = make_lifter()
-    hook = make_hook(estimator, share=1.0, spread=Spread(depth=(0.01, 0.02)))
+    hook = make_hook(estimator, share=1.0, spread=Spread(depth=(0.01, 0.02), own_view=0))
     batch = make_batch()
     outputs = augmented(hook, batch)
     assert differences(list(outputs), [batch.inputs_2d, batch.inputs_3d]) == []
@@ -1152,7 +1153,7 @@ def test_cameras_that_do_not_come_back_stay_as_they_are() -> None:
 def test_what_falls_back_keeps_its_camera() -> None:
     batch = make_batch()
     # So near that nobody fits into the picture.
-    hook = make_hook(make_lifter(), spread=Spread(depth=(0.05, 0.1), focal_length=0.1))
+    hook = make_hook(make_lifter(), spread=Spread(depth=(0.05, 0.1), own_view=0, focal_length=0.1))
     made = hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera, return_camera=True)
     assert torch.equal(made.inputs_2d, batch.inputs_2d)
     assert torch.equal(made.camera, batch.camera)

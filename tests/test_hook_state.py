@@ -440,7 +440,7 @@ def test_diagnostics_of_a_single_operation(operation: str) -> None:
 
 def test_without_augmented_samples_there_is_no_hardness_ratio() -> None:
     # And not a ratio of 0.
-    hook = trained(share=1.0, spread=Spread(depth=(0.01, 0.02)))
+    hook = trained(share=1.0, spread=Spread(depth=(0.01, 0.02), own_view=0))
     diagnostics = hook.diagnostics()
     assert diagnostics.kept_share == 0
     assert diagnostics.hardness_ratio != diagnostics.hardness_ratio

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import math
 from collections.abc import Callable
 
@@ -31,7 +32,7 @@ from poseaug_plugin.regressor_policy import RegressorPolicy
 from poseaug_plugin.regressors import RegressorNetwork
 from poseaug_plugin.rigid import root_relative, transform_rigidly, vertical
 from poseaug_plugin.skeleton import Skeleton
-from poseaug_plugin.skeletons import H36M_16, SKELETONS
+from poseaug_plugin.skeletons import COCO_17, H36M_16, SKELETONS
 
 each_preset = pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS)
 
@@ -72,7 +73,7 @@ def taught(policy: Policy, scale: float = 1.0) -> Policy:
 def build(kind: str, skeleton: Skeleton = H36M_16, **options: object) -> Policy:
     """A policy in float64: drawing only, learned, or regressors with one extractor or four."""
     if kind not in REGRESSORS:
-        options.setdefault("spread", Spread(focal_length=0.5))
+        options.setdefault("spread", Spread(focal_length=0.5, own_view=0))
     if kind == "unlearned":
         return RandomPolicy(skeleton, **options).double()
     with torch.random.fork_rng():
@@ -254,7 +255,10 @@ def test_unknown_operations_are_refused(policy: type[Policy], operations: object
 
 # -- random draws ----------------------------------------------------------------------------------
 
-STILL = Spread(yaw=0, pitch=0, roll=0, depth=(1, 1), limb_angle=0, bone_angle=0, bone_length=0)
+STILL = Spread(
+    **{"yaw": 0, "pitch": 0, "roll": 0, "depth": (1, 1), "own_view": 0},
+    **{"limb_angle": 0, "bone_angle": 0, "bone_length": 0},
+)
 
 
 def turned_only_by(**spread: float) -> Tensor:
@@ -271,22 +275,45 @@ def test_focal_lengths_are_uniform_on_a_log_scale() -> None:
     assert logs.std().item() == pytest.approx(0.4 / 3**0.5, rel=0.05)
 
 
-def test_limbs_turn_as_a_whole_about_their_joint() -> None:
-    joints = poses(4000)
-    spread = Spread(**{**vars(STILL), "limb_angle": 0.3})
-    policy = RandomPolicy(H36M_16, spread=spread).double()
-    bent = bent_joints(joints, drawn(policy, joints).bone_direction_offset, H36M_16)
-    before, after = (bone_directions(joints_to_bones(x, H36M_16))[:, 0] for x in (joints, bent))
-    limb_bones = [[H36M_16.bone_children.index(j) for j in js] for _, js in H36M_16.limbs]
-    turned = [bone for bones in limb_bones for bone in bones[1:]]
-    others = [bone for bone in range(H36M_16.num_bones) if bone not in turned]
-    agree(after[:, others], before[:, others])
-    for _, upper, lower in limb_bones:  # hip, thigh, shank: the knee's angle stays
-        elbow = [(x[:, upper] * x[:, lower]).sum(-1) for x in (before, after)]
+# The bones from a limb's hip or shoulder outwards, of 16 and of COCO's 17 joints.
+LIMBS = {
+    "arm": (("shoulder", "elbow"), ("elbow", "wrist")),
+    "leg": (("hip", "knee"), ("knee", "ankle")),
+}
+
+
+@pytest.mark.parametrize("skeleton", [H36M_16, COCO_17], ids=["h36m_16", "coco_17"])
+def test_limbs_turn_as_a_whole_and_arms_twice_as_far(skeleton: Skeleton) -> None:
+    joints = poses(4000, skeleton=skeleton)
+    spread = Spread(**{**vars(STILL), "limb_angle": 0.2})
+    policy = RandomPolicy(skeleton, spread=spread).double()
+    bent = bent_joints(joints, drawn(policy, joints).bone_direction_offset, skeleton)
+    before, after = (bone_directions(joints_to_bones(x, skeleton))[:, 0] for x in (joints, bent))
+    others = set(range(skeleton.num_bones))
+    for side, limb in itertools.product(("left", "right"), LIMBS):
+        upper, lower = (
+            skeleton.bone_children.index(skeleton.joints.index(f"{side}_{end}"))
+            for _, end in LIMBS[limb]
+        )
+        others -= {upper, lower}
+        elbow = [(x[:, upper] * x[:, lower]).sum(-1) for x in (before, after)]  # or knee
         agree(elbow[1], elbow[0])
         # A turn about a random axis moves a bone by its two components across.
         angle = (before[:, upper] * after[:, upper]).sum(-1).clamp(-1, 1).acos()
-        assert angle.square().mean().sqrt().item() == pytest.approx(0.3 * 2**0.5, rel=0.06)
+        expected = (0.4 if limb == "arm" else 0.2) * 2**0.5
+        assert angle.square().mean().sqrt().item() == pytest.approx(expected, rel=0.06)
+    agree(after[:, sorted(others)], before[:, sorted(others)])
+
+
+def test_a_share_keeps_its_own_view_and_place() -> None:
+    joints = poses(4000)
+    parameters = drawn(RandomPolicy(H36M_16, spread=Spread(own_view=0.3)).double(), joints)
+    unturned = (parameters.rotation == torch.eye(3)).flatten(1).all(1)
+    unmoved = (parameters.translation[:, 0] == joints[:, 0, H36M_16.root]).all(1)
+    assert torch.equal(unturned, unmoved)
+    assert unturned.double().mean().item() == pytest.approx(0.3, abs=0.03)
+    assert (parameters.bone_direction_offset[unturned] != 0).all()
+    assert (parameters.bone_length_ratio[unturned] != 0).all()
 
 
 def test_without_spread_poses_are_only_put_where_others_stood() -> None:
@@ -302,7 +329,7 @@ def test_without_spread_poses_are_only_put_where_others_stood() -> None:
 
 
 def test_roots_come_from_the_batch_and_move_along_their_ray() -> None:
-    joints, spread = poses(50), Spread(depth=(0.5, 3.0))
+    joints, spread = poses(50), Spread(depth=(0.5, 3.0), own_view=0)
     places = drawn(RandomPolicy(H36M_16, spread=spread).double(), joints).translation[:, 0]
     factors = places[:, None] / joints[:, 0, H36M_16.root]  # (B, donors, 3)
     of_donor = (factors - factors[..., :1]).abs().amax(-1) < 1e-9

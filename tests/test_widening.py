@@ -191,6 +191,12 @@ def test_depths_that_are_no_pair_are_refused(depth: Any) -> None:
         Spread(depth=depth)
 
 
+@pytest.mark.parametrize("share", [-0.1, 1.1, math.nan])
+def test_shares_that_are_none_are_refused(share: float) -> None:
+    with pytest.raises(PoseAugError, match="own_view must be a share, 0 to 1, got"):
+        Spread(own_view=share)
+
+
 def test_numbers_of_numpys_are_numbers() -> None:
     config = PoseAugConfig(share=np.float32(0.25), update_batch=np.int64(64))
     assert (config.share, config.update_batch) == (0.25, 64)
