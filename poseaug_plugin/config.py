@@ -117,7 +117,7 @@ class PoseAugConfig:
     shared_extractor: bool = False
     width: int = 128
     mix: Literal["replace", "append"] = "replace"
-    share: float = 0.5
+    share: float = 0.75
     feedback: Literal["none", "predicted", "estimator"] = "none"
     feedback_loss: Literal["limit", "paper", "released"] = "limit"
     feedback_limit: float = 0.6
@@ -202,6 +202,7 @@ DEFAULT = PoseAugConfig()
 """What wins the library's own benchmark (docs/results.md)."""
 
 RELEASED = PoseAugConfig(
+    share=0.5,
     augmentor="regressors",
     width=256,
     fixed_trunk=True,
@@ -231,6 +232,7 @@ RELEASED = PoseAugConfig(
 """The released code (docs/presets.md lists the rows)."""
 
 PAPER = PoseAugConfig(
+    share=0.5,
     clamp_rays=True,
     augmentor="regressors",
     width=256,

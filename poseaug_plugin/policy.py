@@ -79,7 +79,7 @@ class Spread:
     pitch: float = 0.5
     roll: float = 0.2
     depth: tuple[float, float] = (0.7, 1.5)
-    own_view: float = 0.5
+    own_view: float = 1 / 3
     limb_angle: float = 0.3
     bone_angle: float = 0.075
     bone_length: float = 0.15

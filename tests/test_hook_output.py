@@ -267,7 +267,7 @@ def test_after_a_batch_that_passed_through_there_is_nothing_to_learn(size: int) 
 def test_small_batches(hook: str, size: int) -> None:
     # The last batch of an epoch can have any size; half of two is too few to learn from.
     estimator = make_lifter()
-    attached = make_hook(estimator, **HOOKS[hook])
+    attached = make_hook(estimator, **{**HOOKS[hook], "share": 0.5})
     train_once(attached, make_batch(size), estimator)
     assert attached.diagnostics().updates == (size > 2)
 
@@ -1210,7 +1210,7 @@ def test_appended_batch_has_twice_of_whatever_has_a_row_per_sample() -> None:
 
 
 def test_batches_that_are_always_too_small_are_told() -> None:
-    hook = make_hook(make_lifter())
+    hook = make_hook(make_lifter(), share=0.5)
     batch = Batch(*(x[:2] for x in make_batch()))
     for _ in range(99):
         augmented(hook, batch)

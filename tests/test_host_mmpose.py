@@ -218,8 +218,8 @@ def test_batch_keeps_its_form() -> None:
         moved = not np.array_equal(place, new_place)
         assert not (moved and is_same)
         changed, placed = changed + (not is_same), placed + moved
-    assert 6 <= changed <= 8
-    assert 0 < placed < changed  # half of them keep their place
+    assert 10 <= changed <= 12
+    assert 0 < placed < changed  # a third of them keeps its place
 
 
 def test_wrapped_model_is_seen_too() -> None:
