@@ -37,8 +37,8 @@ from tqdm import tqdm
 
 from poseaug_plugin import AugmentationPolicy, PoseAdapter, PoseAugHook, Spread, metrics
 
-# What a user would do instead of PoseAug: bones one by one, bone lengths, viewpoints. It does best
-# with half of a batch augmented, and half of that in its own view (docs/experiments.md, section 34).
+# What a user would do instead of PoseAug: bones one by one, bone lengths, viewpoints. Best with
+# half of a batch augmented, and half of that in its own view (docs/experiments.md, section 34).
 NARROW = Spread(pitch=0.35, roll=0.15, limb_angle=0.0, bone_angle=0.1, own_view=0.5)
 WIDE = replace(NARROW, pitch=0.7, roll=0.3)
 TUNED = replace(WIDE, bone_angle=0.2)

@@ -221,7 +221,7 @@ class PoseAugHook:
             ``inputs_2d, inputs_3d`` with the same dtypes, devices and conventions (and shapes,
             unless ``mix="append"``): detached, contiguous, safe to change in place. Samples that
             were not augmented are bit-identical; with the hook off, or where less than two samples
-            are to be augmented (``share=0.5`` of a last batch of two), the very tensors that came in.
+            are to be augmented (half of a last batch of two), the very tensors that came in.
 
         Raises:
             PoseAugError: Wrong shapes, dtypes or devices; nothing has changed then.
