@@ -203,12 +203,13 @@ class RandomPolicy(Policy):
             roll = view[:, 2:3] * (spread.roll * factors.roll)
             middle = joints[:, middle_frame(joints.shape[1])]
             axis = vertical(root_relative(middle, skeleton))
-            own = (_uniform(place[:, 2]) < spread.own_view)[:, None, None]
+            whose, how_far, stays = _uniform(place)[..., None, None].unbind(1)
+            own = stays < spread.own_view
             rotation = torch.where(own[..., None], rotation, view_rotation(yaw, pitch, roll, axis))
             batch = joints.shape[0]
-            donor = (_uniform(place[:, 0]) * batch).long().clamp(max=batch - 1)
+            donor = (whose.flatten() * batch).long().clamp(max=batch - 1)
             nearest, furthest = spread.depth
-            factor = nearest + (furthest - nearest) * _uniform(place[:, 1, None, None])
+            factor = nearest + (furthest - nearest) * how_far
             translation = torch.where(own, translation, translation[donor] * factor)
         if "focal_length" in self.operations and spread.focal_length:
             focal_ratio = (_either_way(zoom) * spread.focal_length).exp()
@@ -355,7 +356,7 @@ def _reach_of_limbs(skeleton: Skeleton) -> Tensor:
     for limb, (name, joints) in enumerate(skeleton.limbs):
         beyond = joints[1:] if len(joints) > 2 else joints
         bones = [skeleton.bone_children.index(joint) for joint in beyond]
-        table[bones, limb] = _REACH_OF_ARMS if "arm" in name else 1.0
+        table[bones, limb] = _REACH_OF_ARMS if "arm" in name.lower() else 1.0
     return table
 
 
