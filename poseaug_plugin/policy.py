@@ -63,8 +63,8 @@ class Spread:
         depth: A pose takes the root position of another pose of the batch, times a factor drawn
             uniformly between these two.
         own_view: Share of the poses that keep their view and place, so that only their body
-            changes: one hard thing at a time (docs/experiments.md, section 34). The learned
-            residual still moves them, and so does ``placement``.
+            changes: one hard thing at a time (docs/experiments.md, section 34). ``placement``
+            still moves them.
         limb_angle: Limbs turn as a whole about their hip or shoulder: standard deviation per axis
             in radians. Arms (parts with "arm" in their name) reach further and turn twice as far.
         bone_angle: Standard deviation per coordinate of the offset added to unit bone vectors,
@@ -203,8 +203,8 @@ class RandomPolicy(Policy):
             roll = view[:, 2:3] * (spread.roll * factors.roll)
             middle = joints[:, middle_frame(joints.shape[1])]
             axis = vertical(root_relative(middle, skeleton))
-            whose, how_far, stays = _uniform(place)[..., None, None].unbind(1)
-            own = stays < spread.own_view
+            whose, how_far = _uniform(place[:, :2, None, None]).unbind(1)
+            own = self.keeps_view(noise)
             rotation = torch.where(own[..., None], rotation, view_rotation(yaw, pitch, roll, axis))
             batch = joints.shape[0]
             donor = (whose.flatten() * batch).long().clamp(max=batch - 1)
@@ -214,6 +214,11 @@ class RandomPolicy(Policy):
         if "focal_length" in self.operations and spread.focal_length:
             focal_ratio = (_either_way(zoom) * spread.focal_length).exp()
         return AugmentationParameters(offset, ratio, rotation, translation, focal_ratio)
+
+    def keeps_view(self, noise: Tensor) -> Tensor:
+        """(B, 1, 1) which of the poses keep their view and place in a draw from this noise."""
+        place = noise.split(self._sizes, dim=1)[3]
+        return _uniform(place[:, 2, None, None]) < self.spread.own_view
 
 
 class AugmentationPolicy(Policy):
@@ -285,7 +290,8 @@ class AugmentationPolicy(Policy):
         sizes = [self.base.noise_size, self.network.noise_size]
         base_noise, network_noise = noise.split(sizes, 1)
         drawn = self.base.draw(joints, base_noise, self.spread_factors())
-        return self._with_residual(drawn, self.regress(joints, network_noise))
+        raw = self.regress(joints, network_noise)
+        return self._with_residual(drawn, raw, self.base.keeps_view(base_noise))
 
     def regress(self, joints: Tensor, noise: Tensor) -> RawParameters:
         """Run the networks on the middle frame of (B, T, J, 3), and on how the window moves."""
@@ -296,7 +302,7 @@ class AugmentationPolicy(Policy):
         return self.network(middle, noise, motion)
 
     def _with_residual(
-        self, drawn: AugmentationParameters, raw: RawParameters
+        self, drawn: AugmentationParameters, raw: RawParameters, keeps_view: Tensor
     ) -> AugmentationParameters:
         offset, ratio, rotation, translation, focal_ratio = drawn
         if "bone_angle" in self.operations:
@@ -306,10 +312,11 @@ class AugmentationPolicy(Policy):
             learned = _LENGTH_LIMIT * (raw.bone_length * self.base.free_lengths).tanh()
             ratio = ratio + per_bone(learned, self.skeleton).unsqueeze(1)
         if "rigid" in self.operations:
-            turn = axis_angle_to_matrix(_ROTATION_LIMIT * raw.rotation.tanh()).unsqueeze(1)
-            rotation = turn @ rotation
+            moves = 1 - keeps_view.to(rotation.dtype)
+            turn = _ROTATION_LIMIT * raw.rotation.tanh().unsqueeze(1)
+            rotation = axis_angle_to_matrix(moves * turn) @ rotation
             # Along rays and log depth: in front of the camera by construction.
-            shift = raw.translation.tanh().unsqueeze(1)
+            shift = moves * raw.translation.tanh().unsqueeze(1)
             depth = translation[..., 2:]
             ray = translation[..., :2] / depth + _RAY_LIMIT * shift[..., :2]
             depth = depth * (_DEPTH_LIMIT * shift[..., 2:]).exp()
