@@ -98,7 +98,7 @@ def bones_to_joints(bones: Tensor, skeleton: Skeleton, root: Tensor | None = Non
 
 def bone_lengths(bones: Tensor) -> Tensor:
     """Lengths (..., bones) of bone vectors (..., bones, 3); at least `SHORTEST_BONE`."""
-    return bones.square().sum(-1).clamp(min=SHORTEST_BONE**2).sqrt()
+    return torch.linalg.vector_norm(bones, dim=-1).clamp(min=SHORTEST_BONE)
 
 
 def bone_directions(bones: Tensor) -> Tensor:

@@ -82,7 +82,12 @@ def with_focal_ratio(intrinsics: Tensor, ratio: Tensor) -> Tensor:
     return torch.cat([intrinsics[:, :2] * ratio, intrinsics[:, 2:]], 1)
 
 
-def in_view(points: Tensor, intrinsics: Tensor, aspect_ratio: float = 1.0) -> Tensor:
+def in_view(
+    points: Tensor,
+    intrinsics: Tensor,
+    aspect_ratio: float = 1.0,
+    keypoints: Tensor | None = None,
+) -> Tensor:
     """Which points are in front of the camera and inside the frame on all four sides.
 
     Lens polynomials can fold far-away rays back into the picture. So a point is out as well where
@@ -92,12 +97,15 @@ def in_view(points: Tensor, intrinsics: Tensor, aspect_ratio: float = 1.0) -> Te
         points: (B, ..., 3) metres, camera space.
         intrinsics: (B, 9).
         aspect_ratio: Image height / width.
+        keypoints: (B, ..., 2) what `project_points` makes of them, where that is known already.
 
     Returns:
         (B, ...) bool; False for NaN.
     """
     intrinsics, rays = _per_point(intrinsics, points), _rays(points)
-    seen = _in_frame(_on_screen(_distort(rays, intrinsics), intrinsics), 1.0, aspect_ratio)
+    if keypoints is None:
+        keypoints = _on_screen(_distort(rays, intrinsics), intrinsics)
+    seen = _in_frame(keypoints, 1.0, aspect_ratio)
     margin = _UNDISTORTED_MARGIN
     pinhole = _in_frame(_on_screen(rays, intrinsics), margin, margin * aspect_ratio)
     return (points[..., 2] > Z_NEAR) & seen & pinhole & _grows_outwards(rays, intrinsics)

@@ -271,7 +271,8 @@ class BatchAugmenter:
         if self.config.frame_check == "released":
             in_front = (moved[..., 2] > Z_NEAR).flatten(1).all(1)
             return possible & in_front & (keypoints <= 1).flatten(1).all(1)
-        seen = in_view(moved, intrinsics, self.config.aspect_ratio)
+        known = None if self.config.clamp_rays else keypoints
+        seen = in_view(moved, intrinsics, self.config.aspect_ratio, known)
         return possible & seen.flatten(1).all(1)
 
     def predict(self, keypoints: Tensor, joints: Tensor) -> Tensor:

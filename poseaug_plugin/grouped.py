@@ -28,4 +28,5 @@ class GroupedLinear(nn.Module):
         weight: Tensor = self.weight
         if columns is not None:
             weight = weight.gather(2, columns.unsqueeze(1).expand(-1, weight.shape[1], -1))
-        return torch.einsum("bgi,goi->bgo", x, weight) + self.bias
+        outputs = torch.baddbmm(self.bias.unsqueeze(1), x.transpose(0, 1), weight.transpose(1, 2))
+        return outputs.transpose(0, 1)

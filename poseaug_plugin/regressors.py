@@ -45,7 +45,7 @@ class RegressorNetwork(nn.Module):
         )
         self.norms = nn.ModuleList(
             [
-                nn.BatchNorm1d(branches * width) if normalise else nn.Identity()
+                _BranchNorm(branches * width) if normalise else nn.Identity()
                 for _ in range(2 * self.STAGES + 1)
             ]
         )
@@ -76,14 +76,18 @@ class RegressorNetwork(nn.Module):
         branch = min(self.LENGTH_BRANCH, self.branches - 1)
         before, own, after = features.split([branch, 1, self.branches - branch - 1], 1)
         features = torch.cat([before, own + lengths.unsqueeze(1), after], 1)
-        features = self._activate(features, self.norms[0])
+        activate = nn.functional.leaky_relu
+        features = activate(self.norms[0](features))
         for layer, norm in zip(self.hidden, self.norms[1:], strict=True):
-            features = self._activate(layer(features), norm)
+            features = activate(norm(layer(features)))
         angle, length, rotation, translation = (
             head(features[:, min(i, self.branches - 1)]) for i, head in enumerate(self.heads)
         )
         return RawParameters(angle.unflatten(1, (-1, 3)), length, rotation, translation)
 
-    @staticmethod
-    def _activate(features: Tensor, norm: nn.Module) -> Tensor:
-        return nn.functional.leaky_relu(norm(features.flatten(1)).view_as(features))
+
+class _BranchNorm(nn.BatchNorm1d):
+    """Batch normalisation of every feature of every branch: (B, branches, width)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features.flatten(1)).view_as(features)

@@ -39,7 +39,8 @@ def turn_by(axis_angle: Tensor, points: Tensor) -> Tensor:
     """
     # Rodrigues for the angle t of a: R x - x = sin(t)/t (a × x) + (1 - cos(t))/t² (a × (a × x)), by
     # half of t, so that nothing cancels.
-    half = axis_angle.square().sum(-1, keepdim=True).clamp(min=_SMALLEST_ANGLE**2).sqrt() / 2
+    angle = torch.linalg.vector_norm(axis_angle, dim=-1, keepdim=True)
+    half = angle.clamp(min=_SMALLEST_ANGLE) / 2
     ratio = half.sin() / half
     axis_angle, points = torch.broadcast_tensors(axis_angle, points)
     across = torch.linalg.cross(axis_angle, points)
