@@ -4,7 +4,7 @@ Gong, Zhang and Feng: PoseAug: A Differentiable Pose Augmentation Framework for 
 Estimation, CVPR 2021.
 """
 
-from .adapters import Adapter, CanonicalBatch, HostPoses, PoseAdapter
+from .adapters import Adapter, CanonicalPoses, HostPoses, PoseAdapter
 from .augmentation import AugmentationParameters, AugmentedPoses, apply_augmentation
 from .camera import in_view, normalize_screen_coordinates, project_points, solve_root
 from .config import PRESETS, PoseAugConfig
@@ -34,7 +34,7 @@ __all__ = [
     "AugmentationParameters",
     "AugmentationPolicy",
     "AugmentedPoses",
-    "CanonicalBatch",
+    "CanonicalPoses",
     "HardnessPredictor",
     "HostPoses",
     "KeypointDiscriminator",

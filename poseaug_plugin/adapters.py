@@ -24,11 +24,20 @@ from .skeleton import Skeleton
 DEFAULT_INTRINSICS = (2.29, 2.29, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """Taken where a host has no camera: Human3.6M's focal length, centred, without a lens."""
 
-_STAND_IN_DEPTH = 5.0
+_STAND_IN = (0.0, 0.0, 5.0)
+
+
+class CanonicalPoses(NamedTuple):
+    """Poses in canonical form, as they came."""
+
+    joints: Tensor  # (B, T, J, 3) float32; or (B, 1, J, 3), where 3D of one frame alone is known
+    keypoints: Tensor  # (B, T, J, 2) float32
+    intrinsics: Tensor  # (B, 9) float32
+    placed: Tensor | None = None  # (B,) bool: the root's position is known; None for all
 
 
 class CanonicalBatch(NamedTuple):
-    """A batch in canonical form; unusable samples hold a harmless stand-in."""
+    """Canonical poses that have been looked at; unusable samples hold a harmless stand-in."""
 
     joints: Tensor  # (B, T, J, 3) float32; or (B, 1, J, 3), where 3D of one frame alone is known
     keypoints: Tensor  # (B, T, J, 2) float32
@@ -64,8 +73,8 @@ class Adapter(Protocol):
         inputs_3d: Tensor,
         camera: Any,  # noqa: ANN401
         skeleton: Skeleton,
-    ) -> CanonicalBatch:
-        """Host to canonical."""
+    ) -> CanonicalPoses:
+        """Host to canonical. What is not finite, or behind the camera, is found afterwards."""
 
     def encode(
         self, joints: Tensor, keypoints: Tensor, like: HostPoses, skeleton: Skeleton
@@ -145,7 +154,7 @@ class PoseAdapter:
         inputs_3d: Tensor,
         camera: Any,  # noqa: ANN401
         skeleton: Skeleton,
-    ) -> CanonicalBatch:
+    ) -> CanonicalPoses:
         """Absolute metres; a missing root is solved, a missing camera assumed (with a warning)."""
         keypoints, joints = (
             (x if x.dim() == 4 else x.unsqueeze(1)).detach().float() for x in (inputs_2d, inputs_3d)
@@ -163,7 +172,7 @@ class PoseAdapter:
             solved = solve_root(keypoints, root_relative(joints, skeleton), intrinsics)
             joints = root_relative(joints, skeleton) + solved.root.unsqueeze(-2)
             placed = solved.found.all(-1)
-        return canonical_batch(joints, keypoints, intrinsics, placed)
+        return CanonicalPoses(joints, keypoints, intrinsics, placed)
 
     def encode(
         self, joints: Tensor, keypoints: Tensor, like: HostPoses, skeleton: Skeleton
@@ -207,7 +216,7 @@ def batch_intrinsics(camera: Any, joints: Tensor) -> Tensor:  # noqa: ANN401
     """(B, 9) intrinsics beside the joints; `DEFAULT_INTRINSICS` for None, with one warning."""
     if camera is None:
         _warn_of_assumed_camera()
-        camera = default_intrinsics(joints.device)
+        camera = _constant(DEFAULT_INTRINSICS, joints.device)
     if isinstance(camera, np.ndarray):
         camera = np.ascontiguousarray(camera, dtype=np.float32)  # torch takes no negative strides
     camera = torch.as_tensor(camera, dtype=torch.float32, device=joints.device)
@@ -215,10 +224,10 @@ def batch_intrinsics(camera: Any, joints: Tensor) -> Tensor:  # noqa: ANN401
 
 
 @cache
-def default_intrinsics(device: torch.device) -> Tensor:
-    """(9,) `DEFAULT_INTRINSICS` on a device; made once."""
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A vector on a device; made once."""
     with torch.inference_mode(False):
-        return torch.tensor(DEFAULT_INTRINSICS, device=device, dtype=torch.float32)
+        return torch.tensor(values, device=device, dtype=torch.float32)
 
 
 @cache
@@ -232,27 +241,17 @@ def _warn_of_assumed_camera() -> None:
     )
 
 
-def canonical_batch(
-    joints: Tensor, keypoints: Tensor, intrinsics: Tensor, placed: Tensor | None = None
-) -> CanonicalBatch:
-    """A `CanonicalBatch` in which samples that cannot be augmented are marked and made harmless.
-
-    Args:
-        joints: (B, T, J, 3) camera-space metres, absolute.
-        keypoints: (B, T, J, 2) normalised screen coordinates.
-        intrinsics: (B, 9).
-        placed: (B,) bool: the root's position is known; everywhere by default.
-    """
+def canonical_batch(poses: CanonicalPoses) -> CanonicalBatch:
+    """Mark samples that cannot be augmented, and make them harmless."""
+    joints, keypoints, intrinsics, placed = poses
     usable = joints.isfinite().flatten(1).all(1) & keypoints.isfinite().flatten(1).all(1)
     usable = usable & (joints[..., 2] > Z_NEAR).flatten(1).all(1) & intrinsics.isfinite().all(1)
     if placed is not None:
         usable = usable & placed
-    keep = usable[:, None, None, None]
-    stand_in = torch.zeros_like(joints[:1])
-    stand_in[..., 2] = _STAND_IN_DEPTH
+    keep, device = usable[:, None, None, None], joints.device
     return CanonicalBatch(
-        torch.where(keep, joints, stand_in),
+        torch.where(keep, joints, _constant(_STAND_IN, device)),
         torch.where(keep, keypoints, 0.0),
-        torch.where(usable[:, None], intrinsics, default_intrinsics(joints.device)),
+        torch.where(usable[:, None], intrinsics, _constant(DEFAULT_INTRINSICS, device)),
         usable,
     )

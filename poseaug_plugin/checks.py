@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .adapters import Adapter
+from .adapters import Adapter, canonical_batch
 from .anatomy import asymmetry, detour, knees_forward_share, length_variation
 from .bones import bone_lengths, joints_to_bones
 from .camera import project_points
@@ -92,7 +92,7 @@ def infer_skeleton(
         problem = adapter.check(inputs_2d, inputs_3d, camera, count)
         if problem:
             raise PoseAugError(f"PoseAugHook.{call}: {problem}.")
-        batch = adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
+        batch = canonical_batch(adapter.decode(inputs_2d, inputs_3d, camera, skeleton))
         found.append((asymmetry(batch.joints[batch.usable], skeleton), skeleton))
     found.sort(key=lambda pair: pair[0])
     (best, skeleton), (second, _) = found[:2]
@@ -117,7 +117,7 @@ def check_batch(
 
     Where 3D is of one frame of the window, ``target_frame`` tells which of so many it is.
     """
-    batch = adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
+    batch = canonical_batch(adapter.decode(inputs_2d, inputs_3d, camera, skeleton))
     usable = batch.usable
     joints, keypoints = batch.joints[usable], batch.keypoints[usable]
     if joints.shape[1] < keypoints.shape[1]:

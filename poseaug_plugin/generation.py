@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .adapters import CanonicalBatch
+from .adapters import CanonicalBatch, CanonicalPoses, canonical_batch
 from .augmentation import (
     AugmentationParameters,
     AugmentedPoses,
@@ -131,29 +131,30 @@ class BatchAugmenter:
         return round(self.config.share * batch_size) if self.replaces else batch_size
 
     def augment(
-        self, batch: CanonicalBatch, keeps_cameras: bool = True, keeps_made: bool = False
+        self, poses: CanonicalPoses, keeps_cameras: bool = True, keeps_made: bool = False
     ) -> Augmented:
         """Replace a share of the batch, or append an augmented copy, as the options say.
 
         Args:
-            batch: The host's.
+            poses: The host's.
             keeps_cameras: Leave focal lengths as they are, for a host who would not know.
             keeps_made: Keep the poses for an update in which the policy does not learn.
         """
+        batch = canonical_batch(poses)
         size, frames = batch.keypoints.shape[:2]
         count = self.count_of(size)
         device = batch.joints.device
         order = torch.rand(size, device=device, generator=self.generator).argsort()
         rows = order[:count] if self.replaces else torch.arange(size, device=device)
         if self.windows is None:
-            poses = CanonicalBatch(*(field[rows] for field in batch))
+            chosen = CanonicalBatch(*(field[rows] for field in batch))
         else:
-            poses = self.windows.sample(count, frames, self.generator)
+            chosen = self.windows.sample(count, frames, self.generator)
         # Without a graph, which would be kept through the user's own forward and backward pass;
         # the update makes the same poses again with one. (Thinned, a draft keeps its bodies and
         # views, but places are drawn from the poses that are left.)
         with torch.no_grad(), unchanged_buffers(self.policy):
-            draft = self.draw(poses, keeps_cameras)
+            draft = self.draw(chosen, keeps_cameras)
             return self.execution.compute(self._augmented, batch, rows, draft, keeps_made)
 
     def _augmented(

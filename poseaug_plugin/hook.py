@@ -258,8 +258,8 @@ class PoseAugHook:
         self._reminders.augmenting()
         skeleton = trainer.skeleton
         with torch.no_grad(), own_defaults(inputs_3d.device):
-            batch = self.adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
-            augmented = trainer.augment(batch, keeps_cameras or camera is None)
+            poses = self.adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
+            augmented = trainer.augment(poses, keeps_cameras or camera is None)
             rows, places = augmented.rows, augmented.places
             clean = HostPoses(inputs_2d.detach()[rows], inputs_3d.detach()[rows])
             made = self.adapter.encode(

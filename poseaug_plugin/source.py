@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .adapters import Adapter, CanonicalBatch
+from .adapters import Adapter, CanonicalBatch, canonical_batch
 from .camera import project_points
 from .errors import PoseAugError
 from .skeleton import Skeleton
@@ -93,7 +93,7 @@ class PoseSource:
         lengths = torch.tensor([len(s) for s in self.sequences])
         intrinsics = self.cameras.repeat_interleave(lengths, 0)
         no_keypoints = torch.zeros(*joints.shape[:2], 2)
-        decoded = adapter.decode(no_keypoints, joints, intrinsics, skeleton)
+        decoded = canonical_batch(adapter.decode(no_keypoints, joints, intrinsics, skeleton))
         if not decoded.usable.all():
             share = 1 - decoded.usable.float().mean().item()
             raise PoseAugError(

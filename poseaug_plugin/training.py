@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .adapters import CanonicalBatch
+from .adapters import CanonicalPoses
 from .checkpoint import problems_with
 from .config import PoseAugConfig
 from .critics import Critic, able_to_judge, compared_by, make_critics
@@ -168,10 +168,10 @@ class PolicyTrainer:
 
     # -- augmenting and learning -----------------------------------------------------------------
 
-    def augment(self, batch: CanonicalBatch, keeps_cameras: bool = True) -> Augmented:
-        """What the `augmenter` makes of a batch, with what the next update needs of it."""
+    def augment(self, poses: CanonicalPoses, keeps_cameras: bool = True) -> Augmented:
+        """What the `augmenter` makes of poses, with what the next update needs of it."""
         return self.execution.run(
-            self.augmenter.augment, batch, keeps_cameras, not self.policy_learns
+            self.augmenter.augment, poses, keeps_cameras, not self.policy_learns
         )
 
     def update(

@@ -10,6 +10,7 @@ from loops import SMALL_AND_WHOLE
 from torch import Tensor, nn
 
 from poseaug_plugin import HostPoses, PoseAugHook, project_points
+from poseaug_plugin.adapters import canonical_batch
 
 Kind = Literal["plain", "paused", "active"]
 """A loop without the hook, with it paused, and with it."""
@@ -72,7 +73,7 @@ def check_batches(run: Run, *, is_true_camera: bool) -> None:
         changed = (given.inputs_3d != returned.inputs_3d).flatten(1).any(1)
         same_2d = (given.inputs_2d == returned.inputs_2d).flatten(1).all(1)
         assert (changed == ~same_2d).all()
-        batch = hook.adapter.decode(*returned, camera, hook.skeleton)
+        batch = canonical_batch(hook.adapter.decode(*returned, camera, hook.skeleton))
         seen = project_points(batch.joints, batch.intrinsics)
         assert batch.usable.all()
         assert (seen - batch.keypoints)[changed | is_true_camera].abs().max() < 1e-5

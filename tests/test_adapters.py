@@ -23,7 +23,7 @@ from poseaug_plugin import (
     H36M_17,
     MPI_INF_3DHP_17,
     Adapter,
-    CanonicalBatch,
+    CanonicalPoses,
     HostPoses,
     PoseAdapter,
     PoseAugError,
@@ -34,7 +34,11 @@ from poseaug_plugin import (
     project_points,
     root_relative,
 )
-from poseaug_plugin.adapters import DEFAULT_INTRINSICS, _warn_of_assumed_camera
+from poseaug_plugin.adapters import (
+    DEFAULT_INTRINSICS,
+    _warn_of_assumed_camera,
+    canonical_batch,
+)
 from poseaug_plugin.camera import image_coordinates
 
 BATCH = 6
@@ -46,16 +50,15 @@ class Format(NamedTuple):
 
     adapter: Adapter
     skeleton: Skeleton
-    to_host: Callable[[CanonicalBatch], tuple[Tensor, Tensor, Any]]
+    to_host: Callable[[CanonicalPoses], tuple[Tensor, Tensor, Any]]
     frames: int = 1
 
 
-def canonical(skeleton: Skeleton, frames: int = 1) -> CanonicalBatch:
+def canonical(skeleton: Skeleton, frames: int = 1) -> CanonicalPoses:
     """People in front of Human3.6M's cameras, in double precision."""
     joints = human_poses(BATCH, frames, skeleton, torch.Generator().manual_seed(0))
     camera = h36m_intrinsics(BATCH)
-    usable = torch.ones(BATCH, dtype=torch.bool)
-    return CanonicalBatch(joints, project_points(joints, camera), camera, usable)
+    return CanonicalPoses(joints, project_points(joints, camera), camera)
 
 
 def joints_as(joints: Tensor, root: str, skeleton: Skeleton) -> Tensor:
@@ -69,7 +72,7 @@ def joints_as(joints: Tensor, root: str, skeleton: Skeleton) -> Tensor:
 def pose_format(
     root: str, unit: float = 1.0, skeleton: Skeleton = H36M_17, frames: int | None = 1
 ) -> Format:
-    def to_host(batch: CanonicalBatch) -> tuple[Tensor, Tensor, Any]:
+    def to_host(batch: CanonicalPoses) -> tuple[Tensor, Tensor, Any]:
         joints = joints_as(batch.joints, root, skeleton) / unit
         pair = batch.keypoints, joints
         keypoints, joints = (t[:, 0] for t in pair) if frames is None else pair
@@ -80,14 +83,14 @@ def pose_format(
 
 
 def semgcn_format() -> Format:
-    def to_host(batch: CanonicalBatch) -> tuple[Tensor, Tensor, Any]:
+    def to_host(batch: CanonicalPoses) -> tuple[Tensor, Tensor, Any]:
         return batch.keypoints[:, 0], root_relative(batch.joints, H36M_16)[:, 0], batch.intrinsics
 
     return Format(SemGCNAdapter(), H36M_16, to_host)
 
 
 def stgcn_format(frames: int) -> Format:
-    def to_host(batch: CanonicalBatch) -> tuple[Tensor, Tensor, Any]:
+    def to_host(batch: CanonicalPoses) -> tuple[Tensor, Tensor, Any]:
         scale = torch.ones(BATCH, dtype=torch.float64)
         joints = with_trajectory(batch.joints, H36M_17)
         return batch.keypoints, joints, (batch.intrinsics, scale)
@@ -116,7 +119,7 @@ def simple_baseline(**size: float) -> SimpleBaselineAdapter:
 
 
 def simple_baseline_format(width: float, height: float) -> Format:
-    def to_host(batch: CanonicalBatch) -> tuple[Tensor, Tensor, Any]:
+    def to_host(batch: CanonicalPoses) -> tuple[Tensor, Tensor, Any]:
         millimetres = 1000 * root_relative(batch.joints, H36M_17)[:, 0, 1:].flatten(1)
         pixels = image_coordinates(batch.keypoints[:, 0], width, height)
         pixels = pixels[:, [j for j in range(17) if j != NECK]].flatten(1)
@@ -176,7 +179,7 @@ def test_decoded_batch_is_what_the_camera_saw(name: str) -> None:
     form = FORMATS[name]
     truth = canonical(form.skeleton, form.frames)
     batch = form.adapter.decode(*host_batch(name, torch.float64), form.skeleton)
-    assert batch.usable.all()
+    assert canonical_batch(batch).usable.all()
     assert {field.dtype for field in batch[:3]} == {torch.float32}
     assert (batch.joints - truth.joints).abs().max() < 5e-4  # a solved root is worse than the rest
     assert (batch.keypoints - truth.keypoints).abs().max() < 1e-5
@@ -205,7 +208,7 @@ def test_broken_samples_are_marked(name: str) -> None:
     form = FORMATS[name]
     inputs_2d, inputs_3d, camera = host_batch(name)
     inputs_2d[1].flatten()[0], inputs_3d[2].flatten()[-1] = math.nan, math.inf
-    batch = form.adapter.decode(inputs_2d, inputs_3d, camera, form.skeleton)
+    batch = canonical_batch(form.adapter.decode(inputs_2d, inputs_3d, camera, form.skeleton))
     assert batch.usable.tolist() == [True, False, False, True, True, True]
     assert batch.joints.isfinite().all()
     assert batch.keypoints.isfinite().all()
@@ -220,7 +223,7 @@ def test_nothing_waits_for_the_device(name: str) -> None:
         camera = camera[0]
     with NoSync():
         assert form.adapter.check(inputs_2d, inputs_3d, camera, form.skeleton.num_joints) == ""
-        batch = form.adapter.decode(inputs_2d, inputs_3d, camera, form.skeleton)
+        batch = canonical_batch(form.adapter.decode(inputs_2d, inputs_3d, camera, form.skeleton))
         like = HostPoses(inputs_2d, inputs_3d)
         form.adapter.encode(batch.joints, batch.keypoints, like, form.skeleton)
 
@@ -378,7 +381,7 @@ def test_cropped_keypoints_are_refused(crop_uv: int) -> None:
 def test_camera_without_a_scale() -> None:
     inputs_2d, inputs_3d, (camera, scale) = host_batch("ST-GCN")
     batches = [
-        STGCNAdapter(crop_uv=0).decode(inputs_2d, inputs_3d, given, H36M_17)
+        canonical_batch(STGCNAdapter(crop_uv=0).decode(inputs_2d, inputs_3d, given, H36M_17))
         for given in (camera, (camera, scale), (camera, None), [camera, np.ones(BATCH)])
     ]
     for batch in batches[1:]:

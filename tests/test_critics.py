@@ -7,7 +7,7 @@ import torch
 from loops import absolute_batch
 
 from poseaug_plugin import H36M_16, PoseAugConfig
-from poseaug_plugin.adapters import CanonicalBatch
+from poseaug_plugin.adapters import CanonicalPoses
 from poseaug_plugin.critics import able_to_judge, compared_by
 from poseaug_plugin.objectives import Generated
 from poseaug_plugin.training import PolicyTrainer
@@ -18,9 +18,9 @@ def trained_on(frames: int = 1, **given: torch.Tensor) -> tuple[PolicyTrainer, G
     config = PoseAugConfig(pool_capacity=16, share=1.0, width=8)
     trainer = PolicyTrainer(H36M_16, config, torch.device("cpu"), **given)
     camera, joints, keypoints = absolute_batch(frames=frames)
-    batch = CanonicalBatch(joints, keypoints, camera, torch.ones(16, dtype=torch.bool))
+    poses = CanonicalPoses(joints, keypoints, camera)
     with torch.no_grad():
-        return trainer, trainer.augmenter.generate(trainer.augment(batch).draft)
+        return trainer, trainer.augmenter.generate(trainer.augment(poses).draft)
 
 
 @pytest.mark.parametrize(("name", "channels"), [("3d", 3), ("2d", 2)])

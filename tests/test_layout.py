@@ -151,7 +151,7 @@ PUBLIC = [
     *("COCO_17", "H36M_16", "H36M_17", "MPI_INF_3DHP_17", "PRESETS", "SKELETONS", "SMPL_24"),
     *("Adapter", "AugmentationParameters", "AugmentationPolicy", "AugmentedPoses"),
     *(
-        "CanonicalBatch",
+        "CanonicalPoses",
         "HardnessPredictor",
         "HostPoses",
         "KeypointDiscriminator",

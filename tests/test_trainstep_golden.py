@@ -23,7 +23,7 @@ from helpers import (
 )
 from torch import Tensor, nn
 
-from poseaug_plugin.adapters import CanonicalBatch
+from poseaug_plugin.adapters import CanonicalPoses
 from poseaug_plugin.augmentation import AugmentationParameters, bone_angle_change
 from poseaug_plugin.camera import project_points
 from poseaug_plugin.config import RELEASED, PoseAugConfig
@@ -123,8 +123,7 @@ def iteration(epoch: int, **options: Any) -> Iteration:
     trainer = PolicyTrainer(H36M_16, config, torch.device("cpu"), policy=policy)
     joints, intrinsics = STEP["inputs_3d"][:, None], STEP["intrinsics"]
     keypoints = project_points(joints, intrinsics, clamp_rays=config.clamp_rays)
-    usable = torch.ones(len(joints), dtype=torch.bool)
-    augmented = trainer.augmenter.augment(CanonicalBatch(joints, keypoints, intrinsics, usable))
+    augmented = trainer.augmenter.augment(CanonicalPoses(joints, keypoints, intrinsics))
     generated = trainer.augmenter.generate(augmented.draft)
     losses = policy_objective(
         generated,

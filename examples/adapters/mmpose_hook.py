@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from poseaug_plugin import (
-    CanonicalBatch,
+    CanonicalPoses,
     HostPoses,
     PoseAdapter,
     PoseAugError,
@@ -60,7 +60,7 @@ class LiftingAdapter(PoseAdapter):
 
     def decode(
         self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, skeleton: Skeleton
-    ) -> CanonicalBatch:
+    ) -> CanonicalPoses:
         """Absolute metres."""
         return super().decode(by_frame(inputs_2d), inputs_3d, camera, skeleton)
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poseaug_plugin import CanonicalBatch, HostPoses, PoseAdapter, Skeleton, project_points
-from poseaug_plugin.adapters import DEFAULT_INTRINSICS, canonical_batch
+from poseaug_plugin import CanonicalPoses, HostPoses, PoseAdapter, Skeleton, project_points
+from poseaug_plugin.adapters import DEFAULT_INTRINSICS
 from poseaug_plugin.bones import bone_lengths, joints_to_bones
 
 BODY_SIZE = 4.15
@@ -65,14 +65,14 @@ class MotionBERTAdapter:
 
     def decode(
         self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, skeleton: Skeleton
-    ) -> CanonicalBatch:
+    ) -> CanonicalPoses:
         """Absolute metres. Unusable where the root's z changes in a window: not this format."""
         image = inputs_3d.detach().float()
         root_z = image[..., skeleton.root, 2]
         in_format = ((root_z - root_z[:, :1]).abs() < _SAME_DEPTH).all(1)
         joints = self._camera_space(image, skeleton)
         keypoints = inputs_2d.detach().float()[..., :2]
-        return canonical_batch(joints, keypoints, self._intrinsics(joints), in_format)
+        return CanonicalPoses(joints, keypoints, self._intrinsics(joints), in_format)
 
     def encode(
         self, joints: Tensor, keypoints: Tensor, like: HostPoses, skeleton: Skeleton

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from poseaug_plugin import CanonicalBatch, PoseAdapter, Skeleton
+from poseaug_plugin import CanonicalPoses, PoseAdapter, Skeleton
 from poseaug_plugin.adapters import DEFAULT_INTRINSICS, Root
 
 
@@ -36,7 +36,7 @@ class SemGCNAdapter(PoseAdapter):
 
     def decode(
         self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, skeleton: Skeleton
-    ) -> CanonicalBatch:
+    ) -> CanonicalPoses:
         """As `PoseAdapter`'s, with the stated camera where none is given."""
         if camera is None:
             camera = _on(inputs_3d.device, self.intrinsics)

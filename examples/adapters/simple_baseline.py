@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poseaug_plugin import CanonicalBatch, HostPoses, PoseAugError, Skeleton, project_points
-from poseaug_plugin.adapters import batch_intrinsics, camera_problem, canonical_batch
+from poseaug_plugin import CanonicalPoses, HostPoses, PoseAugError, Skeleton, project_points
+from poseaug_plugin.adapters import batch_intrinsics, camera_problem
 from poseaug_plugin.camera import image_coordinates, normalize_screen_coordinates, solve_root
 
 JOINTS = 17
@@ -82,7 +82,7 @@ class SimpleBaselineAdapter:
 
     def decode(
         self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, skeleton: Skeleton
-    ) -> CanonicalBatch:
+    ) -> CanonicalPoses:
         """Absolute metres with the solved root; a missing camera is assumed, with a warning."""
         device = inputs_3d.device
         relative = self._relative_joints(inputs_3d.detach().float())
@@ -93,7 +93,7 @@ class SimpleBaselineAdapter:
         joints = relative + solved.root.unsqueeze(-2)
         neck = project_points(joints[:, :, NECK : NECK + 1], intrinsics)
         keypoints = torch.cat([seen[:, :, :NECK], neck, seen[:, :, NECK:]], -2)
-        return canonical_batch(joints, keypoints, intrinsics, solved.found.all(-1))
+        return CanonicalPoses(joints, keypoints, intrinsics, solved.found.all(-1))
 
     def encode(
         self, joints: Tensor, keypoints: Tensor, like: HostPoses, skeleton: Skeleton

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from poseaug_plugin import CanonicalBatch, PoseAdapter, PoseAugError, Skeleton
+from poseaug_plugin import CanonicalPoses, PoseAdapter, PoseAugError, Skeleton
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class STGCNAdapter(PoseAdapter):
 
     def decode(
         self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, skeleton: Skeleton
-    ) -> CanonicalBatch:
+    ) -> CanonicalPoses:
         """As `PoseAdapter`'s, without the scale."""
         return super().decode(inputs_2d, inputs_3d, _camera_and_scale(camera)[0], skeleton)
 
