@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -131,13 +130,6 @@ def _uniform(normal: Tensor) -> Tensor:
     return torch.special.ndtr(normal)
 
 
-def _normal_quantile(share: float) -> float:
-    """Below it lies that share of a standard normal distribution."""
-    if 0 < share < 1:
-        return NormalDist().inv_cdf(share)
-    return -math.inf if share == 0 else math.inf
-
-
 def _either_way(normal: Tensor) -> Tensor:
     """Standard normal to uniform in (-1, 1)."""
     return (normal * math.sqrt(0.5)).erf()
@@ -176,7 +168,6 @@ class RandomPolicy(Policy):
         bones, limbs = self.skeleton.num_bones, len(self.skeleton.limbs)
         self._sizes = (3 * bones, self.skeleton.num_bone_length_groups, 3, 3, 3 * limbs, 1)
         self.noise_size = sum(self._sizes)
-        self._own_view_below = _normal_quantile(self.spread.own_view)
         self.register_buffer("free_bones", free_bones(self.skeleton, fixed_trunk), persistent=False)
         self.register_buffer(
             "free_lengths", free_lengths(self.skeleton, fixed_trunk), persistent=False
@@ -227,7 +218,7 @@ class RandomPolicy(Policy):
     def keeps_view(self, noise: Tensor) -> Tensor:
         """(B, 1, 1) which of the poses keep their view and place in a draw from this noise."""
         place = noise.split(self._sizes, dim=1)[3]
-        return place[:, 2, None, None] < self._own_view_below
+        return _either_way(place[:, 2, None, None]) < 2 * self.spread.own_view - 1
 
 
 class AugmentationPolicy(Policy):
