@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -31,6 +32,7 @@ from mocap import demo_cameras, pairs
 from motion import source_motion
 from report import format_steps
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from poseaug_plugin import H36M_16, PoseAdapter, PoseAugConfig, PoseAugHook, metrics
@@ -219,17 +221,32 @@ def measure_steps(name: str, make: Callable[[], nn.Module], arguments: Any) -> l
 def peak_memory(name: str, kind: str, arguments: Any) -> float:
     """MiB that steps of ``kind`` ("plain" on 2B, or a case that appends) take at most.
 
-    On a GPU what is reserved there; on a CPU what the process, one of its own, grows by.
+    On a GPU what is reserved there, by a process of its own; on a CPU what tensors take.
     """
     make = (SMALL if arguments.smoke else ESTIMATORS)[name]
     times, options = (2, None) if kind == "plain" else (1, GPU_CASES[kind][1])
     batch = poses(times * arguments.batch, FRAMES.get(name, 1), arguments.device)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = Step(make, batch, options)
-    step.seconds(steps_until_recorded(arguments.batch) if batch[0].is_cuda else 3)
     if batch[0].is_cuda:
+        Step(make, batch, options).seconds(steps_until_recorded(arguments.batch))
         return torch.cuda.max_memory_reserved() / 2**20
-    return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, 1) / 2**10
+    return peak_of_tensors(lambda: Step(make, batch, options).seconds(4)) / 2**20
+
+
+def peak_of_tensors(work: Callable[[], object]) -> int:
+    """Bytes that tensors which ``work`` makes take at most at a time, on a CPU.
+
+    From the allocator's own events. What a process grows by says less: freed blocks stay with it or
+    go back as they happen to lie, and two calls differ by a tenth.
+    """
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = [event for event in events if event["name"] == "[memory]"]
+    changes.sort(key=lambda event: event["ts"])  # stable: as they came
+    return max(accumulate(event["args"]["Bytes"] for event in changes))
 
 
 def measure_memory(name: str, arguments: Any) -> list[Row]:
@@ -399,13 +416,12 @@ def main() -> None:
         }
     ]
     work: list[Callable[[], list[Row]]] = []
-    # First, because Linux hands a process's peak on to its children.
-    if "memory" in arguments.sections:
-        work += [lambda name=name: measure_memory(name, arguments) for name in arguments.estimators]
     for name in arguments.estimators:
         make = (SMALL if arguments.smoke else ESTIMATORS)[name]
         if "steps" in arguments.sections:
             work.append(partial(measure_steps, name, make, arguments))
+        if "memory" in arguments.sections:
+            work.append(partial(measure_memory, name, arguments))
         if "shared" in arguments.sections:
             work.append(lambda name=name, make=make: [measure_shared(name, make, arguments)])
         if "communication" in arguments.sections:

@@ -228,9 +228,11 @@ def format_steps(rows: list[Result]) -> str:
 
     tables = [f"{machine['device']}, batch {machine['batch']}, torch {machine['torch']}."]
     if of("steps"):
-        tables.append(_step_ratios(of("steps"), of("memory"), of("released")))
+        tables.append(_step_ratios(of("steps"), of("released")))
     if of("steps") and "CPU" not in machine["device"]:
         tables.append(_samples_per_second(of("steps")))
+    if of("memory"):
+        tables.append(_peak_memory(of("memory")))
     if of("communication"):
         head = "all-reduced per step and rank, MiB", "the hook's, with critics / without"
         cells = [
@@ -261,16 +263,10 @@ def format_steps(rows: list[Result]) -> str:
     return "\n\n".join(tables)
 
 
-def _step_ratios(steps: list[Result], memory: list[Result], released: list[Result]) -> str:
-    """The hooked step over the plain one, and beside it what is known of memory and `released`."""
+def _step_ratios(steps: list[Result], released: list[Result]) -> str:
+    """The hooked step over the plain one, and beside it what is known of `released`."""
     cases = list(dict.fromkeys(r["case"] for r in steps))
-    beside = {}
-    for case in dict.fromkeys(r["case"] for r in memory):
-        beside[f"peak memory of {case}"] = {
-            r["estimator"]: r["ratio"] for r in memory if r["case"] == case
-        }
-    if released:
-        beside["released iteration / append"] = {r["estimator"]: r["ratio"] for r in released}
+    over_ours = {r["estimator"]: f"{r['ratio']:.2f}" for r in released}
     lines = []
     for name in dict.fromkeys(r["estimator"] for r in steps):
         found = {r["case"]: r for r in steps if r["estimator"] == name}
@@ -278,9 +274,21 @@ def _step_ratios(steps: list[Result], memory: list[Result], released: list[Resul
             f"**{found[c]['ratio']:.2f}** ({found[c]['low']:.2f} to {found[c]['high']:.2f})"
             for c in cases
         ]
-        cells += [f"{ratios[name]:.2f}" if name in ratios else "" for ratios in beside.values()]
-        lines.append([name, *cells])
+        lines.append([name, *cells, *([over_ours.get(name, "")] if released else [])])
+    beside = ["released iteration / append"] if released else []
     return _table(["hooked step / plain step (quartiles)", *cases, *beside], lines)
+
+
+def _peak_memory(rows: list[Result]) -> str:
+    """The plain step's on 2B, and how much of it appending takes."""
+    cases = list(dict.fromkeys(r["case"] for r in rows))
+    lines = []
+    for name in dict.fromkeys(r["estimator"] for r in rows):
+        found = {r["case"]: r for r in rows if r["estimator"] == name}
+        cells = [f"**{found[c]['ratio']:.2f}** ({found[c]['hooked_mib']:,.0f})" for c in cases]
+        lines.append([name, f"{found[cases[0]]['plain_mib']:,.0f}", *cells])
+    head = "peak memory, over the plain step's on 2B (MiB)", "plain step on 2B, MiB"
+    return _table([*head, *cases], lines)
 
 
 def _samples_per_second(steps: list[Result]) -> str:

@@ -107,6 +107,20 @@ def test_joint_angles_and_viewpoint_of_a_standing_body() -> None:
     assert coverage(body - body[:, :1], turned - turned[:, :1]) > 50
 
 
+def test_peak_memory_is_what_tensors_take_at_a_time() -> None:
+    from benchmark_step import peak_of_tensors
+
+    def make() -> torch.Tensor:
+        return torch.zeros(64, 1024)
+
+    def one_after_the_other() -> None:
+        for _ in range(3):
+            make()
+
+    assert peak_of_tensors(lambda: [make() for _ in range(3)]) == 3 * 4 * 64 * 1024
+    assert peak_of_tensors(one_after_the_other) == 4 * 64 * 1024
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tables_are_those_of_the_results_files(page: Path) -> None:
     from report import with_tables
