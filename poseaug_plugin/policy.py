@@ -68,7 +68,10 @@ class Spread:
         limb_angle: Limbs turn as a whole about their hip or shoulder: standard deviation per axis
             in radians. Arms (parts with "arm" in their name) reach further and turn twice as far.
         bone_angle: Standard deviation per coordinate of the offset added to unit bone vectors,
-            every bone on its own.
+            every bone of a limb on its own.
+        torso_angle: The same for the bones of no limb: trunk, hips, shoulders, neck and head.
+            Skeletons differ in where they put these joints, and a graph network takes their angles
+            for how a body is turned (docs/experiments.md, section 37).
         bone_length: Length ratios are uniform in +-bone_length, left and right tied.
         focal_length: The logarithm of what the focal length is multiplied by, uniform in
             +-focal_length; only with ``augment(..., return_camera=True)``. For known people seen
@@ -82,6 +85,7 @@ class Spread:
     own_view: float = 1 / 3
     limb_angle: float = 0.3
     bone_angle: float = 0.075
+    torso_angle: float = 0.15
     bone_length: float = 0.15
     focal_length: float = 0.0
 
@@ -101,7 +105,7 @@ class SpreadFactors(NamedTuple):
     pitch: Tensor | float = 1.0
     roll: Tensor | float = 1.0
     limb_angle: Tensor | float = 1.0
-    bone_angle: Tensor | float = 1.0
+    bone_angle: Tensor | float = 1.0  # torso_angle too
     bone_length: Tensor | float = 1.0
 
 
@@ -172,11 +176,16 @@ class RandomPolicy(Policy):
         self.register_buffer(
             "free_lengths", free_lengths(self.skeleton, fixed_trunk), persistent=False
         )
-        self.register_buffer("reach_of_limbs", _reach_of_limbs(self.skeleton), persistent=False)
+        reach = _reach_of_limbs(self.skeleton)
+        self.register_buffer("reach_of_limbs", reach, persistent=False)
+        in_limb = reach.any(1, keepdim=True)
+        angles = torch.where(in_limb, self.spread.bone_angle, self.spread.torso_angle)
+        self.register_buffer("spread_of_offset", angles, persistent=False)
 
     free_bones: Tensor
     free_lengths: Tensor
     reach_of_limbs: Tensor
+    spread_of_offset: Tensor  # (bones, 1)
 
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
         """Draw parameters."""
@@ -190,7 +199,7 @@ class RandomPolicy(Policy):
         if "bone_angle" in self.operations:
             turns = limbs.unflatten(1, (-1, 3)) * (spread.limb_angle * factors.limb_angle)
             offset = offset_of_turns(joints, self.reach_of_limbs @ turns, skeleton)
-            spread_of_offset = spread.bone_angle * factors.bone_angle
+            spread_of_offset = self.spread_of_offset * factors.bone_angle
             offset = offset + directions.reshape_as(offset) * spread_of_offset
             offset = offset * self.free_bones
         if "bone_length" in self.operations:
@@ -339,9 +348,10 @@ def _room_to_widen(spread: Spread) -> list[float]:
     """Logarithms of how many times each spread may grow."""
     rooms = []
     for name in SpreadFactors._fields:
-        own, usual = getattr(spread, name), getattr(Spread(), name)
-        room = math.log(usual / own) + _MAY_WIDEN if own > 0 else _MAY_WIDEN
-        rooms.append(max(room, 1e-3))
+        multiplied = (name, "torso_angle") if name == "bone_angle" else (name,)
+        usual = [(getattr(spread, one), getattr(Spread(), one)) for one in multiplied]
+        least = min(math.log(default / own) if own > 0 else 0.0 for own, default in usual)
+        rooms.append(max(least + _MAY_WIDEN, 1e-3))
     return rooms
 
 
