@@ -70,8 +70,8 @@ class Spread:
         bone_angle: Standard deviation per coordinate of the offset added to unit bone vectors,
             every bone of a limb on its own.
         torso_angle: The same for the bones of no limb: trunk, hips, shoulders, neck and head.
-            Skeletons differ in where they put these joints, and a graph network takes their angles
-            for how a body is turned (docs/experiments.md, section 37).
+            Skeletons differ in where they put these joints, and bending what leads there helps with
+            other people, graph networks most (docs/experiments.md, section 37).
         bone_length: Length ratios are uniform in +-bone_length, left and right tied.
         focal_length: The logarithm of what the focal length is multiplied by, uniform in
             +-focal_length; only with ``augment(..., return_camera=True)``. For known people seen
