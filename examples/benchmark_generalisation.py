@@ -40,14 +40,26 @@ from poseaug_plugin import AugmentationPolicy, PoseAdapter, PoseAugHook, Spread,
 # What a user would do instead of PoseAug: bones one by one, bone lengths, viewpoints. Best with
 # half of a batch augmented, and half of that in its own view (docs/experiments.md, section 34).
 NARROW = Spread(
-    pitch=0.35, roll=0.15, limb_angle=0.0, bone_angle=0.1, torso_angle=0.1, own_view=0.5
+    pitch=0.35,
+    roll=0.15,
+    limb_angle=0.0,
+    bone_angle=0.1,
+    torso_angle=0.1,
+    torso_length=0.15,
+    own_view=0.5,
 )
 WIDE = replace(NARROW, pitch=0.7, roll=0.3)
 TUNED = replace(WIDE, bone_angle=0.2, torso_angle=0.2)
 # Other bases of the policy.
 NARROW_BASE = Spread(pitch=0.25, roll=0.1, limb_angle=0.15, bone_angle=0.05, torso_angle=0.1)
 WIDE_BASE = Spread(
-    pitch=0.7, roll=0.3, limb_angle=0.42, bone_angle=0.105, torso_angle=0.21, bone_length=0.21
+    pitch=0.7,
+    roll=0.3,
+    limb_angle=0.42,
+    bone_angle=0.105,
+    torso_angle=0.21,
+    bone_length=0.21,
+    torso_length=0.49,
 )
 
 ROWS: dict[str, dict[str, Any] | None] = {

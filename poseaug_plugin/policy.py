@@ -42,6 +42,7 @@ _MAY_NARROW = math.log(3)
 _MAY_WIDEN = math.log(1.4)
 _WIDENING_GAIN = 100.0
 _REACH_OF_ARMS = 2.0  # times that of legs, which carry the body
+_LIKEWISE = {"bone_angle": ("torso_angle",), "bone_length": ("torso_length",)}  # of a factor
 _OPERATION_OF_FACTOR: tuple[Operation, ...] = (
     "rigid",
     "rigid",
@@ -72,7 +73,11 @@ class Spread:
         torso_angle: The same for the bones of no limb: trunk, hips, shoulders, neck and head.
             Skeletons differ in where they put these joints, and bending what leads there helps with
             other people, graph networks most (docs/experiments.md, section 37).
-        bone_length: Length ratios are uniform in +-bone_length, left and right tied.
+        bone_length: Length ratios of a limb's bones are uniform in +-bone_length, left and right
+            tied.
+        torso_length: The same for the bones of no limb, whose lengths differ more between data sets
+            than between people: hips, shoulders, neck and head sit elsewhere in another skeleton
+            (docs/experiments.md, section 38).
         focal_length: The logarithm of what the focal length is multiplied by, uniform in
             +-focal_length; only with ``augment(..., return_camera=True)``. For known people seen
             through other lenses (docs/experiments.md, section 7).
@@ -87,6 +92,7 @@ class Spread:
     bone_angle: float = 0.075
     torso_angle: float = 0.15
     bone_length: float = 0.15
+    torso_length: float = 0.35
     focal_length: float = 0.0
 
     def __post_init__(self) -> None:
@@ -106,7 +112,7 @@ class SpreadFactors(NamedTuple):
     roll: Tensor | float = 1.0
     limb_angle: Tensor | float = 1.0
     bone_angle: Tensor | float = 1.0  # torso_angle too
-    bone_length: Tensor | float = 1.0
+    bone_length: Tensor | float = 1.0  # torso_length too
 
 
 class Policy(nn.Module):
@@ -178,14 +184,17 @@ class RandomPolicy(Policy):
         )
         reach = _reach_of_limbs(self.skeleton)
         self.register_buffer("reach_of_limbs", reach, persistent=False)
-        in_limb = reach.any(1, keepdim=True)
+        in_limb = reach.any(1)
         angles = torch.where(in_limb, self.spread.bone_angle, self.spread.torso_angle)
-        self.register_buffer("spread_of_offset", angles, persistent=False)
+        self.register_buffer("spread_of_offset", angles.unsqueeze(1), persistent=False)
+        lengths = torch.where(in_limb, self.spread.bone_length, self.spread.torso_length)
+        self.register_buffer("spread_of_ratio", lengths, persistent=False)
 
     free_bones: Tensor
     free_lengths: Tensor
     reach_of_limbs: Tensor
     spread_of_offset: Tensor  # (bones, 1)
+    spread_of_ratio: Tensor  # (bones,)
 
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
         """Draw parameters."""
@@ -203,9 +212,8 @@ class RandomPolicy(Policy):
             offset = offset + directions.reshape_as(offset) * spread_of_offset
             offset = offset * self.free_bones
         if "bone_length" in self.operations:
-            limit = spread.bone_length * factors.bone_length
-            ratios = _either_way(lengths) * limit * self.free_lengths
-            ratio = per_bone(ratios, skeleton).unsqueeze(1)
+            ratios = per_bone(_either_way(lengths) * self.free_lengths, skeleton)
+            ratio = (ratios * (self.spread_of_ratio * factors.bone_length)).unsqueeze(1)
         if "rigid" in self.operations:
             yaw = _either_way(view[:, 0:1]) * spread.yaw
             pitch = view[:, 1:2] * (spread.pitch * factors.pitch)
@@ -348,7 +356,7 @@ def _room_to_widen(spread: Spread) -> list[float]:
     """Logarithms of how many times each spread may grow."""
     rooms = []
     for name in SpreadFactors._fields:
-        multiplied = (name, "torso_angle") if name == "bone_angle" else (name,)
+        multiplied = (name, *_LIKEWISE.get(name, ()))
         usual = [(getattr(spread, one), getattr(Spread(), one)) for one in multiplied]
         least = min(math.log(default / own) if own > 0 else 0.0 for own, default in usual)
         rooms.append(max(least + _MAY_WIDEN, 1e-3))

@@ -257,7 +257,7 @@ def test_unknown_operations_are_refused(policy: type[Policy], operations: object
 
 STILL = Spread(
     **{"yaw": 0, "pitch": 0, "roll": 0, "depth": (1, 1), "own_view": 0},
-    **{"limb_angle": 0, "bone_angle": 0, "torso_angle": 0, "bone_length": 0},
+    **{"limb_angle": 0, "bone_angle": 0, "torso_angle": 0, "bone_length": 0, "torso_length": 0},
 )
 
 
@@ -369,7 +369,8 @@ def test_tilt_and_lean_are_normal_about_their_axis(which: str, axis: int) -> Non
 
 @pytest.mark.parametrize("skeleton", [H36M_16, COCO_17], ids=["h36m_16", "coco_17"])
 def test_offsets_are_normal_and_lengths_uniform(skeleton: Skeleton) -> None:
-    spread = Spread(limb_angle=0, bone_angle=0.3, torso_angle=0.1, bone_length=0.25)
+    of_limb = {"bone_angle": 0.3, "bone_length": 0.25}
+    spread = Spread(limb_angle=0, torso_angle=0.1, torso_length=0.4, **of_limb)
     parameters = drawn(
         RandomPolicy(skeleton, spread=spread).double(), poses(2000, skeleton=skeleton)
     )
@@ -377,11 +378,12 @@ def test_offsets_are_normal_and_lengths_uniform(skeleton: Skeleton) -> None:
     ends = {end for limb in LIMBS.values() for end in limb}
     of_limbs = [skeleton.joints[j].split("_")[-1] in ends for j in skeleton.bone_children]
     assert sum(of_limbs) == 8
-    for bone, of_limb in enumerate(of_limbs):
-        expected = 0.3 if of_limb else 0.1
-        assert offsets[:, bone].std().item() == pytest.approx(expected, rel=0.05)
-    assert ratios.abs().max() <= 0.25
-    assert ratios.std().item() == pytest.approx(0.25 / math.sqrt(3), rel=0.05)
+    for bone, in_limb in enumerate(of_limbs):
+        angle, length = (0.3, 0.25) if in_limb else (0.1, 0.4)
+        assert offsets[:, bone].std().item() == pytest.approx(angle, rel=0.05)
+        ratio = ratios[:, 0, bone]
+        assert ratio.abs().max() <= length
+        assert ratio.std().item() == pytest.approx(length / math.sqrt(3), rel=0.05)
 
 
 # -- learned on top of random draws ----------------------------------------------------------------

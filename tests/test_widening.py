@@ -55,7 +55,8 @@ def test_a_factor_is_one_on_its_spread(name: str) -> None:
     factor = getattr(policy.spread_factors(), name).item()
     assert factor > 1.2
     spread = policy.base.spread
-    multiplied = (name, "torso_angle") if name == "bone_angle" else (name,)
+    of_torso = {"bone_angle": ["torso_angle"], "bone_length": ["torso_length"]}
+    multiplied = [name, *of_torso.get(name, [])]
     wider = replace(spread, **{one: getattr(spread, one) * factor for one in multiplied})
     torch.manual_seed(0)
     joints = torch.randn(5, 1, 16, 3, dtype=torch.float64) + torch.tensor([0.0, 0.0, 5.0])
@@ -81,15 +82,20 @@ def test_no_base_gets_wider_than_the_default_one_may() -> None:
     assert [f.item() for f in policy.spread_factors()] == pytest.approx([1 / 3] * 5)
 
 
+@pytest.mark.parametrize("name", ["angle", "length"])
 @pytest.mark.parametrize(
-    "base",
-    [Spread(bone_angle=0.09), Spread(torso_angle=0.18), Spread(bone_angle=0.09, torso_angle=0)],
+    "times", [{"bone": 1.2}, {"torso": 1.2}, {"bone": 1.2, "torso": 0}], ids=str
 )
-def test_neither_torso_nor_limbs_bend_further_than_by_default(base: Spread) -> None:
+def test_neither_torso_nor_limbs_get_wider_than_by_default(
+    name: str, times: dict[str, float]
+) -> None:
+    of = {f"{which}_{name}": factor for which, factor in times.items()}
+    base = Spread(**{one: factor * getattr(Spread(), one) for one, factor in of.items()})
     policy = AugmentationPolicy("h36m_16", width=8, spread=base).double()
     with torch.no_grad():
         policy.widening.fill_(100.0)
-    assert policy.spread_factors().bone_angle.item() == pytest.approx(WIDEST / 1.2)
+    factor = getattr(policy.spread_factors(), f"bone_{name}").item()
+    assert factor == pytest.approx(WIDEST / 1.2)
 
 
 def test_entropy_is_the_sum_of_the_log_factors() -> None:
