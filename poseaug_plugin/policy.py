@@ -42,7 +42,8 @@ _MAY_NARROW = math.log(3)
 _MAY_WIDEN = math.log(1.4)
 _WIDENING_GAIN = 100.0
 _REACH_OF_ARMS = 2.0  # times that of legs, which carry the body
-_LIKEWISE = {"bone_angle": ("torso_angle",), "bone_length": ("torso_length",)}  # of a factor
+# Spreads that a factor multiplies besides the one it is named after.
+_MULTIPLIED_TOO = {"bone_angle": ("torso_angle",), "bone_length": ("torso_length",)}
 _OPERATION_OF_FACTOR: tuple[Operation, ...] = (
     "rigid",
     "rigid",
@@ -356,7 +357,7 @@ def _room_to_widen(spread: Spread) -> list[float]:
     """Logarithms of how many times each spread may grow."""
     rooms = []
     for name in SpreadFactors._fields:
-        multiplied = (name, *_LIKEWISE.get(name, ()))
+        multiplied = (name, *_MULTIPLIED_TOO.get(name, ()))
         usual = [(getattr(spread, one), getattr(Spread(), one)) for one in multiplied]
         least = min(math.log(default / own) if own > 0 else 0.0 for own, default in usual)
         rooms.append(max(least + _MAY_WIDEN, 1e-3))

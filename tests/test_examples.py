@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from argparse import Namespace
@@ -13,7 +14,7 @@ import pytest
 import torch
 from loops import differences
 
-from poseaug_plugin import H36M_16
+from poseaug_plugin import H36M_16, Spread
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
@@ -176,6 +177,14 @@ def test_benchmark_adds_no_rows_to_those_of_another_schedule(
     for results in ([result], [before]):  # a file of before, which says nothing of the cameras
         with pytest.raises(SystemExit, match=message) if message else nullcontext():
             check_results(results, tests, arguments)
+
+
+def test_readme_says_how_the_opponent_is_made() -> None:
+    from benchmark_generalisation import ROWS
+
+    said = re.search(r'`(preset="random", .*?\))`', (ROOT / "README.md").read_text())
+    assert said is not None
+    assert eval(f"dict({said[1]})", {"Spread": Spread}) == ROWS["random, tuned"]
 
 
 def test_compact_table_tells_who_has_fewer_seeds() -> None:
