@@ -38,7 +38,8 @@ from tqdm import tqdm
 from poseaug_plugin import AugmentationPolicy, PoseAdapter, PoseAugHook, Spread, metrics
 
 # What a user would do instead of PoseAug: bones one by one, bone lengths, viewpoints. Best with
-# half of a batch augmented, and half of that in its own view (docs/experiments.md, section 34).
+# half of a batch augmented, and half of that in its own view, and with lengths of torsos as they
+# are in ours (docs/experiments.md, sections 34 and 38).
 NARROW = Spread(
     pitch=0.35,
     roll=0.15,
@@ -49,7 +50,7 @@ NARROW = Spread(
     own_view=0.5,
 )
 WIDE = replace(NARROW, pitch=0.7, roll=0.3)
-TUNED = replace(WIDE, bone_angle=0.2, torso_angle=0.2)
+TUNED = replace(WIDE, bone_angle=0.2, torso_angle=0.2, torso_length=0.35)
 # Other bases of the policy.
 NARROW_BASE = Spread(pitch=0.25, roll=0.1, limb_angle=0.15, bone_angle=0.05, torso_angle=0.1)
 WIDE_BASE = Spread(
