@@ -57,8 +57,8 @@ WIDE_BASE = Spread(
     pitch=0.7,
     roll=0.3,
     limb_angle=0.42,
-    bone_angle=0.105,
-    torso_angle=0.21,
+    bone_angle=0.147,
+    torso_angle=0.294,
     bone_length=0.21,
     torso_length=0.49,
 )

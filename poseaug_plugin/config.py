@@ -40,9 +40,9 @@ class PoseAugConfig:
     """Options of `PoseAugHook`. The defaults are the ``default`` preset.
 
     Attributes:
-        augmentor: ``"learned"`` (`AugmentationPolicy`: random draws with learned spreads and a
-            learned residual), ``"regressors"`` (`RegressorPolicy`: PoseAug's own) or ``"random"``
-            (`RandomPolicy`: nothing is trained, and nothing adversarial is built).
+        augmentor: ``"learned"`` (`AugmentationPolicy`: random draws with learned spreads),
+            ``"regressors"`` (`RegressorPolicy`: PoseAug's own) or ``"random"`` (`RandomPolicy`:
+            nothing is trained, and nothing adversarial is built).
         spread: How widely random draws are made; in the beginning, where that is learned.
         operations: Which of bone_angle, bone_length, rigid, focal_length are done.
         placement: Where augmented poses stand: where poses of the ``"batch"`` do, or so that they
@@ -50,7 +50,7 @@ class PoseAugConfig:
             adaptation to a camera set-up of which only 2D is known.
         fixed_trunk: Trunk bones stay unbent, the anchor length stays (released code).
         shared_extractor: With ``"regressors"``: one feature extractor for all of them (paper).
-        width: Hidden width of policy and 3D critic.
+        width: Hidden width of regressors and 3D critic.
         mix: ``"replace"`` a share of the batch, or ``"append"`` an augmented copy of all of it.
         share: Share of the batch that is replaced.
         feedback: Which error the policy hears about: ``"none"``, the one ``"predicted"`` from
@@ -143,7 +143,7 @@ class PoseAugConfig:
     range_penalty: Literal["released", "paper"] = "paper"
     range_weight: float = 3.0
     angle_range: tuple[float, float] = (0.205, 0.165)
-    length_limit: float = 0.1
+    length_limit: float = 0.15
     entropy_weight: float = 0.05
     frame_weight: float = 1.0
     frame_check: Literal["four_sides", "released"] = "four_sides"
@@ -223,6 +223,7 @@ RELEASED = PoseAugConfig(
     update_batch=None,
     both_sided=True,
     range_penalty="released",
+    length_limit=0.1,
     entropy_weight=0.0,
     frame_weight=0.0,
     frame_check="released",
@@ -249,6 +250,7 @@ PAPER = PoseAugConfig(
     update_batch=None,
     range_penalty="paper",
     range_weight=1.0,
+    length_limit=0.1,
     entropy_weight=0.0,
     frame_weight=0.0,
     decay_learning_rate=True,

@@ -16,30 +16,19 @@ from .augmentation import (
 )
 from .bones import per_bone
 from .errors import PoseAugError
-from .regressors import RawParameters, RegressorNetwork
-from .rigid import axis_angle_to_matrix, root_relative, vertical, view_rotation
+from .rigid import root_relative, vertical, view_rotation
 from .skeleton import Skeleton
 from .skeletons import find_skeleton
-from .windows import displacements, middle_frame
+from .windows import middle_frame
 
 Operation = Literal["bone_angle", "bone_length", "rigid", "focal_length"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
-# How far the learned residual may move a draw of the base distribution: less than the spread of
-# that distribution itself, so that a batch stays diverse whatever is learned.
-_DIRECTION_LIMIT = 0.1
-_LENGTH_LIMIT = 0.03
-_ROTATION_LIMIT = 0.15  # radians per axis
-_DEPTH_LIMIT = 0.1  # of log depth
-_RAY_LIMIT = 0.03  # of x/z and y/z
-
-# What is learned on the base's spreads, as logarithms: down to a third of them, up to 1.4 times the
-# default ones, and never beyond that from a base that is wide already. Wider views cost a small
-# estimator more than they give, and wilder bones bend every tenth knee backwards
-# (docs/experiments.md, section 7). The gain lets Adam's small steps, meant for networks, take them
-# there within some hundred updates.
+# What is learned on the base's spreads, as logarithms: down to a third of them, up to the default
+# ones, and never beyond those of a base that is wide already. Wider views cost more than they give,
+# and wilder bones bend every tenth knee backwards (docs/experiments.md, sections 7 and 39). The
+# gain lets Adam's small steps, meant for networks, take them there within some hundred updates.
 _MAY_NARROW = math.log(3)
-_MAY_WIDEN = math.log(1.4)
 _WIDENING_GAIN = 100.0
 _REACH_OF_ARMS = 2.0  # times that of legs, which carry the body
 # Spreads that a factor multiplies besides the one it is named after.
@@ -90,8 +79,8 @@ class Spread:
     depth: tuple[float, float] = (0.7, 1.5)
     own_view: float = 1 / 3
     limb_angle: float = 0.3
-    bone_angle: float = 0.075
-    torso_angle: float = 0.15
+    bone_angle: float = 0.105
+    torso_angle: float = 0.21
     bone_length: float = 0.15
     torso_length: float = 0.35
     focal_length: float = 0.0
@@ -240,12 +229,12 @@ class RandomPolicy(Policy):
 
 
 class AugmentationPolicy(Policy):
-    """The learned policy: random augmentation, its spreads learned, and a learned residual on top.
+    """The learned policy: random augmentation whose spreads are learned.
 
-    It starts as `RandomPolicy`, so that poses are plausible and in frame from the first step. The
-    residual comes from the networks of PoseAug's augmentor (section 3.2), which start at zero here
-    and are bounded, so that a batch stays diverse whatever is learned. `RegressorPolicy` is that
-    augmentor by itself.
+    It starts as `RandomPolicy`, so that poses are plausible and in frame from the first step, and a
+    batch stays diverse whatever is learned. Critics and feedback narrow its spreads, entropy widens
+    them again. `RegressorPolicy` is the augmentor of PoseAug, which regresses single parameters
+    instead; as a residual on these draws it lost (docs/experiments.md, section 39).
 
     Args:
         skeleton: A `Skeleton` or the name of a preset.
@@ -253,12 +242,9 @@ class AugmentationPolicy(Policy):
         operations: Which of ``bone_angle``, ``bone_length``, ``rigid`` and ``focal_length`` to do.
         fixed_trunk: Keep the bones between the root and the limbs' attachments unbent, and the
             anchor length unchanged.
-        width: Hidden width.
 
     Shape:
-        joints (B, T, J, 3), noise (B, noise_size) -> `AugmentationParameters`. The networks see the
-        root-relative pose of the window's middle frame and how the window moves
-        (`windows.displacements`).
+        joints (B, T, J, 3), noise (B, noise_size) -> `AugmentationParameters`.
     """
 
     room_to_widen: Tensor
@@ -271,21 +257,16 @@ class AugmentationPolicy(Policy):
         spread: Spread | None = None,
         operations: tuple[Operation, ...] = OPERATIONS,
         fixed_trunk: bool = False,
-        width: int = 256,
     ) -> None:
         super().__init__()
         self.base = RandomPolicy(
             skeleton, spread=spread, operations=operations, fixed_trunk=fixed_trunk
         )
-        self.skeleton, self.operations = self.base.skeleton, self.base.operations
-        self.network = RegressorNetwork(self.skeleton, 4, width, normalise=False)
-        self.network.start_at_zero()
-        self.network.look_at_motion()
-        self.noise_size = self.base.noise_size + self.network.noise_size
+        self.noise_size = self.base.noise_size
         self.widening = nn.Parameter(torch.zeros(len(SpreadFactors._fields)))
         room = torch.tensor(_room_to_widen(self.base.spread))
         self.register_buffer("room_to_widen", room, persistent=False)
-        used = [float(operation in self.operations) for operation in _OPERATION_OF_FACTOR]
+        used = [float(operation in self.base.operations) for operation in _OPERATION_OF_FACTOR]
         self.register_buffer("used_factors", torch.tensor(used), persistent=False)
 
     def log_spread_factors(self) -> Tensor:
@@ -303,42 +284,8 @@ class AugmentationPolicy(Policy):
         return self.log_spread_factors().dot(self.used_factors)
 
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
-        """Draw from the base with its learned spreads, and add the residual."""
-        sizes = [self.base.noise_size, self.network.noise_size]
-        base_noise, network_noise = noise.split(sizes, 1)
-        drawn = self.base.draw(joints, base_noise, self.spread_factors())
-        raw = self.regress(joints, network_noise)
-        return self._with_residual(drawn, raw, self.base.keeps_view(base_noise))
-
-    def regress(self, joints: Tensor, noise: Tensor) -> RawParameters:
-        """Run the networks on the middle frame of (B, T, J, 3), and on how the window moves."""
-        middle = root_relative(joints[:, middle_frame(joints.shape[1])], self.skeleton)
-        motion = None
-        if joints.shape[1] > 1:
-            motion = displacements(root_relative(joints, self.skeleton))
-        return self.network(middle, noise, motion)
-
-    def _with_residual(
-        self, drawn: AugmentationParameters, raw: RawParameters, keeps_view: Tensor
-    ) -> AugmentationParameters:
-        offset, ratio, rotation, translation, focal_ratio = drawn
-        if "bone_angle" in self.operations:
-            learned = (_DIRECTION_LIMIT * raw.bone_angle.tanh()).unsqueeze(1) * self.base.free_bones
-            offset = offset + learned
-        if "bone_length" in self.operations:
-            learned = _LENGTH_LIMIT * (raw.bone_length * self.base.free_lengths).tanh()
-            ratio = ratio + per_bone(learned, self.skeleton).unsqueeze(1)
-        if "rigid" in self.operations:
-            moves = 1 - keeps_view.to(rotation.dtype)
-            turn = _ROTATION_LIMIT * raw.rotation.tanh().unsqueeze(1)
-            rotation = axis_angle_to_matrix(moves * turn) @ rotation
-            # Along rays and log depth: in front of the camera by construction.
-            shift = moves * raw.translation.tanh().unsqueeze(1)
-            depth = translation[..., 2:]
-            ray = translation[..., :2] / depth + _RAY_LIMIT * shift[..., :2]
-            depth = depth * (_DEPTH_LIMIT * shift[..., 2:]).exp()
-            translation = torch.cat([ray * depth, depth], -1)
-        return AugmentationParameters(offset, ratio, rotation, translation, focal_ratio)
+        """Draw from the base with its learned spreads."""
+        return self.base.draw(joints, noise, self.spread_factors())
 
 
 def check_operations(operations: tuple[Operation, ...]) -> tuple[Operation, ...]:
@@ -359,8 +306,8 @@ def _room_to_widen(spread: Spread) -> list[float]:
     for name in SpreadFactors._fields:
         multiplied = (name, *_MULTIPLIED_TOO.get(name, ()))
         usual = [(getattr(spread, one), getattr(Spread(), one)) for one in multiplied]
-        least = min(math.log(default / own) if own > 0 else 0.0 for own, default in usual)
-        rooms.append(max(least + _MAY_WIDEN, 1e-3))
+        room = min((math.log(default / own) for own, default in usual if own > 0), default=0.0)
+        rooms.append(max(room, 1e-3))  # it divides
     return rooms
 
 

@@ -58,7 +58,7 @@ class RegressorPolicy(Policy):
         self.skeleton = find_skeleton(skeleton)
         self.operations = check_operations(operations)
         branches = 1 if shared_extractor else 4
-        self.network = RegressorNetwork(self.skeleton, branches, width, normalise=True)
+        self.network = RegressorNetwork(self.skeleton, branches, width)
         self.noise_size = self.network.noise_size
         self.register_buffer("free_bones", free_bones(self.skeleton, fixed_trunk), persistent=False)
         self.register_buffer(

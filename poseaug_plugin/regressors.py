@@ -1,4 +1,4 @@
-"""The networks of learned policies: from a pose and noise to raw, unbounded parameters."""
+"""The networks of `RegressorPolicy`: from a pose and noise to raw, unbounded parameters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from .bones import bone_lengths, joints_to_bones
 from .grouped import GroupedLinear
 from .skeleton import Skeleton
-from .windows import num_displacements
 
 
 class RawParameters(NamedTuple):
@@ -33,7 +32,7 @@ class RegressorNetwork(nn.Module):
     STAGES = 2
     NOISE = 48  # that each branch takes
 
-    def __init__(self, skeleton: Skeleton, branches: int, width: int, *, normalise: bool) -> None:
+    def __init__(self, skeleton: Skeleton, branches: int, width: int) -> None:
         super().__init__()
         self.skeleton = skeleton
         self.branches = branches
@@ -44,34 +43,16 @@ class RegressorNetwork(nn.Module):
             [GroupedLinear(branches, width, width) for _ in range(2 * self.STAGES)]
         )
         self.norms = nn.ModuleList(
-            [
-                _BranchNorm(branches * width) if normalise else nn.Identity()
-                for _ in range(2 * self.STAGES + 1)
-            ]
+            [_BranchNorm(branches * width) for _ in range(2 * self.STAGES + 1)]
         )
         sizes = (3 * skeleton.num_bones, skeleton.num_bone_length_groups, 3, 3)
         self.heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
 
-    def start_at_zero(self) -> None:
-        """Make every output zero, and keep the gradients of the last layers alive."""
-        for parameter in self.heads.parameters():
-            nn.init.zeros_(parameter)
-
-    def look_at_motion(self) -> None:
-        """Take a window's displacements as well. Zero weights, so that they change nothing yet."""
-        width = self.inputs.bias.shape[1]
-        size = num_displacements(self.skeleton.num_joints, 3)
-        self.motion = nn.Parameter(torch.zeros(self.branches * width, size))
-
-    def forward(
-        self, relative_joints: Tensor, noise: Tensor, motion: Tensor | None = None
-    ) -> RawParameters:
-        """(B, J, 3) metres, (B, noise_size) and perhaps displacements to raw parameters."""
+    def forward(self, relative_joints: Tensor, noise: Tensor) -> RawParameters:
+        """(B, J, 3) metres and (B, noise_size) to raw parameters."""
         batch = relative_joints.shape[0]
         pose = relative_joints.flatten(1).unsqueeze(1).expand(-1, self.branches, -1)
         features = self.inputs(torch.cat([pose, noise.reshape(batch, self.branches, -1)], -1))
-        if motion is not None:
-            features = features + (motion @ self.motion.T).view_as(features)
         lengths = self.lengths(bone_lengths(joints_to_bones(relative_joints, self.skeleton)))
         branch = min(self.LENGTH_BRANCH, self.branches - 1)
         before, own, after = features.split([branch, 1, self.branches - branch - 1], 1)

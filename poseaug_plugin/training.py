@@ -413,17 +413,10 @@ def _no_losses(device: torch.device) -> Losses:
 
 def _make_policy(skeleton: Skeleton, config: PoseAugConfig) -> Policy:
     operations, fixed_trunk = config.operations, config.fixed_trunk
-    if config.augmentor == "random":
-        return RandomPolicy(
+    drawing = {"random": RandomPolicy, "learned": AugmentationPolicy}
+    if config.augmentor in drawing:
+        return drawing[config.augmentor](
             skeleton, spread=config.spread, operations=operations, fixed_trunk=fixed_trunk
-        )
-    if config.augmentor == "learned":
-        return AugmentationPolicy(
-            skeleton,
-            spread=config.spread,
-            operations=operations,
-            fixed_trunk=fixed_trunk,
-            width=config.width,
         )
     return RegressorPolicy(
         skeleton,

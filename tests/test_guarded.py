@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from poseaug_plugin import (
     H36M_16,
-    AugmentationPolicy,
     HardnessPredictor,
     PartKCSDiscriminator,
     RegressorPolicy,
@@ -32,7 +31,7 @@ def ramp(*shape: int) -> Tensor:
     return torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).reshape(shape)
 
 
-def regressed(policy: AugmentationPolicy | RegressorPolicy) -> Tensor:
+def regressed(policy: RegressorPolicy) -> Tensor:
     """All outputs of a policy's networks, side by side."""
     raw = policy.network(POSES, ramp(6, policy.network.noise_size))
     return torch.cat([x.flatten(1) for x in raw], 1)
@@ -53,7 +52,6 @@ NETWORKS: dict[str, tuple[Callable[[], Any], Callable[[Any], Tensor]]] = {
         lambda: HardnessPredictor(H36M_16, width=8),
         lambda net: net(ramp(6, 3, 16, 2), POSES),
     ),
-    "policy": (lambda: AugmentationPolicy(H36M_16, width=8), regressed),
     "regressors": (lambda: RegressorPolicy(H36M_16, width=8), regressed),
 }
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

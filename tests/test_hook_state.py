@@ -298,7 +298,7 @@ SPOILED: dict[str, Callable[[dict[str, Any]], None]] = {
     "optimizer missing": without(*OPTIMIZERS, "predictor"),
     "optimizer as text": with_value(*OPTIMIZERS, "policy", value="adam"),
     "optimizer with fewer parameters": with_value(
-        *OPTIMIZERS, "policy", "param_groups", 0, "params", value=[0]
+        *OPTIMIZERS, "predictor", "param_groups", 0, "params", value=[0]
     ),
     "first moment missing": without(*FIRST_MOMENT, "exp_avg"),
     "first moment of another shape": with_value(*FIRST_MOMENT, "exp_avg", value=torch.zeros(7)),
@@ -351,7 +351,7 @@ def test_state_of_another_preset_is_refused(theirs: str, ours: str) -> None:
 
 def test_state_of_another_width_is_refused() -> None:
     hook = make_hook(make_lifter(), width=16)
-    shapes = r"inputs\.weight must be a tensor of shape \(4, 16, .* and \d+ more\.$"
+    shapes = r"critic_3d\..* must be a tensor of shape \(.*16.* and \d+ more\.$"
     with pytest.raises(PoseAugError, match=shapes):
         hook.load_state_dict(sample_state())
 

@@ -63,10 +63,12 @@ def poses(batch: int = 6, frames: int = 1, skeleton: Skeleton = H36M_16) -> Tens
 
 
 def taught(policy: Policy, scale: float = 1.0) -> Policy:
-    """The policy as if it had learned something: last layers anything but zero."""
+    """The policy as if it had learned something: factors, or last layers, of some size."""
+    drawing = isinstance(policy, AugmentationPolicy)
+    learned = [policy.widening] if drawing else policy.network.heads.parameters()
     with torch.no_grad():
-        for i, parameter in enumerate(policy.network.heads.parameters()):
-            parameter.copy_(scale * normal(*parameter.shape, seed=i))
+        for i, parameter in enumerate(learned):
+            parameter.copy_((0.01 if drawing else 1) * scale * normal(*parameter.shape, seed=i))
     return policy
 
 
@@ -80,7 +82,7 @@ def build(kind: str, skeleton: Skeleton = H36M_16, **options: object) -> Policy:
         torch.manual_seed(0)
         policy: Policy
         if kind == "learned":
-            policy = AugmentationPolicy(skeleton, width=8, **options)
+            policy = AugmentationPolicy(skeleton, **options)
         else:
             policy = RegressorPolicy(
                 skeleton, shared_extractor=REGRESSORS[kind], width=8, **options
@@ -220,13 +222,6 @@ def test_a_fixed_trunk_keeps_the_anchor_length(kind: str) -> None:
     anchor = torch.tensor(H36M_16.bone_length_groups) == H36M_16.anchor_length_group
     assert (ratios[:, anchor] == 0).all()
     assert (ratios[:, ~anchor] != 0).all()
-
-
-def test_with_a_fixed_trunk_no_anchor_length_is_learned() -> None:
-    policy = build("learned", fixed_trunk=True, spread=Spread(bone_length=0))
-    ratios = drawn(policy, poses()).bone_length_ratio[:, 0]
-    anchor = torch.tensor(H36M_16.bone_length_groups) == H36M_16.anchor_length_group
-    assert ((ratios == 0) == anchor).all()
 
 
 @pytest.mark.parametrize("kind", ["unlearned", "learned"])
@@ -391,61 +386,28 @@ def test_offsets_are_normal_and_lengths_uniform(skeleton: Skeleton) -> None:
 
 def test_a_policy_starts_at_its_base_distribution() -> None:
     spread = Spread(yaw=1.0, pitch=0.1, bone_angle=0.2)
-    policy = AugmentationPolicy(H36M_16, spread=spread, width=8).double()
+    policy = AugmentationPolicy(H36M_16, spread=spread).double()
     base, joints = RandomPolicy(H36M_16, spread=spread).double(), poses()
-    noise = normal(6, policy.noise_size)
-    start = policy(joints, noise)
-    expected = base(joints, noise[:, : base.noise_size])
-    for field in ("bone_direction_offset", "bone_length_ratio", "rotation"):
-        assert torch.equal(getattr(start, field), getattr(expected, field))
-    # It goes through x/z and log z.
-    agree(start.translation, expected.translation, 1e-15)
+    assert same(drawn(policy, joints), drawn(base, joints))
 
 
 def test_a_policy_at_its_start_can_learn_from_its_first_step() -> None:
-    policy = AugmentationPolicy(H36M_16, width=8).double()
-    loss = weighted_sum(drawn(policy, poses()))
-    learns = [policy.widening, *policy.network.heads.parameters()]
-    for slopes in torch.autograd.grad(loss, learns):
-        assert (slopes != 0).all()
+    policy = AugmentationPolicy(H36M_16).double()
+    (slopes,) = torch.autograd.grad(weighted_sum(drawn(policy, poses())), policy.widening)
+    assert (slopes != 0).all()
 
 
-def residual(policy: AugmentationPolicy, joints: Tensor) -> tuple[Tensor, ...]:
-    """What a policy adds to its base draw, each (B, 1, ...)."""
-    noise = normal(len(joints), policy.noise_size)
-    learned, base = policy(joints, noise), policy.base(joints, noise[:, : policy.base.noise_size])
-    turn = learned.rotation @ base.rotation.mT
-    cosine = (turn.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2
-    depths = [p.translation[..., 2:] for p in (learned, base)]
-    rays = [p.translation[..., :2] / p.translation[..., 2:] for p in (learned, base)]
-    return (
-        learned.bone_direction_offset - base.bone_direction_offset,
-        learned.bone_length_ratio - base.bone_length_ratio,
-        cosine.clamp(-1, 1).acos(),
-        (depths[0] / depths[1]).log(),
-        rays[0] - rays[1],
-    )
+def test_a_batch_stays_diverse_whatever_is_learned() -> None:
+    policy, joints = AugmentationPolicy(H36M_16).double(), poses(1).expand(200, -1, -1, -1)
+    with torch.no_grad():
+        policy.widening.fill_(-1e3)
+    narrow, base = drawn(policy, joints), drawn(policy.base, joints)
+    for field in ("bone_direction_offset", "bone_length_ratio", "rotation"):
+        diversity, usual = (getattr(p, field).std(0).mean() for p in (narrow, base))
+        assert diversity > 0.3 * usual
 
 
-def test_what_is_learned_is_bounded() -> None:
-    wild = residual(taught(build("learned"), 1e3), poses(100))
-    limits = (0.1, 0.03, 0.15 * math.sqrt(3), 0.1, 0.03)
-    for values, limit in zip(wild, limits, strict=True):
-        assert values.abs().max() <= limit * (1 + 1e-6)
-        assert values.abs().max() > 0.9 * limit
-
-
-def test_what_is_learned_is_narrower_than_the_default_draw() -> None:
-    # Else a batch could collapse into one augmentation whatever is drawn.
-    policy, joints = taught(build("learned"), 1e3), poses(100)
-    angle, length, turn, _, _ = (values.abs().max() for values in residual(policy, joints))
-    offsets = drawn(policy.base, joints).bone_direction_offset
-    assert angle <= 2 * offsets.abs().max()
-    assert length < Spread().bone_length
-    assert turn < Spread().yaw
-
-
-@each_learned_kind
+@each_regressor_kind
 def test_the_networks_see_root_relative_poses(kind: str) -> None:
     policy, joints = build(kind), poses()
     noise = normal(6, policy.network.noise_size)
@@ -481,8 +443,7 @@ def weighted_sum(parameters: AugmentationParameters) -> Tensor:
 @each_preset
 def test_gradients_reach_every_parameter(skeleton: Skeleton, kind: str) -> None:
     # In eval mode: batch statistics take away whatever the bias before them adds.
-    # Windows, since some weights look at motion alone.
-    policy, joints = build(kind, skeleton), poses(skeleton=skeleton, frames=3)
+    policy, joints = build(kind, skeleton), poses(skeleton=skeleton)
     moved = apply_augmentation(joints, drawn(policy, joints), skeleton).moved
     names, parameters = zip(*policy.named_parameters(), strict=True)
     slopes = torch.autograd.grad((moved * normal(*moved.shape)).sum(), parameters)

@@ -28,12 +28,15 @@ from poseaug_plugin.losses import guessing_error, limit_feedback
 from poseaug_plugin.objectives import feedback_objective
 from poseaug_plugin.policy import OPERATIONS, RandomPolicy, SpreadFactors
 
-WIDEST = 1.4
+NARROW = Spread(
+    **{"pitch": 0.1, "roll": 0.1, "limb_angle": 0.1},
+    **{"bone_angle": 0.03, "torso_angle": 0.06, "bone_length": 0.06, "torso_length": 0.14},
+)
 
 
 def policy_with(**widening: float):
     """A policy whose raw widening is given by the names of the factors."""
-    policy = AugmentationPolicy("h36m_16", width=8).double()
+    policy = AugmentationPolicy("h36m_16", spread=NARROW).double()
     with torch.no_grad():
         policy.widening.copy_(torch.tensor([widening.get(n, 0.0) for n in SpreadFactors._fields]))
     return policy
@@ -43,9 +46,9 @@ def test_factors_start_at_one() -> None:
     assert [factor.item() for factor in policy_with().spread_factors()] == [1] * 5
 
 
-def test_factors_stay_between_a_third_and_one_point_four() -> None:
+def test_factors_stay_between_a_third_and_the_default_spread() -> None:
     factors = policy_with(pitch=100, roll=-100, bone_length=100).spread_factors()
-    expected = [WIDEST, 1 / 3, 1, 1, WIDEST]
+    expected = [0.5 / 0.1, 1 / 3, 1, 1, 0.35 / 0.14]
     assert [factor.item() for factor in factors] == pytest.approx(expected)
 
 
@@ -67,35 +70,30 @@ def test_a_factor_is_one_on_its_spread(name: str) -> None:
         torch.testing.assert_close(got, wanted)
 
 
-def test_no_base_gets_wider_than_the_default_one_may() -> None:
-    base = Spread(pitch=0.6, roll=9.0, limb_angle=0.15, bone_angle=0.0)
-    policy = AugmentationPolicy("h36m_16", width=8, spread=base).double()
+def test_no_base_gets_wider_than_the_default_one() -> None:
+    base = Spread(pitch=0.6, roll=9.0, limb_angle=0.15, bone_angle=0.0, torso_angle=0.0)
+    policy = AugmentationPolicy("h36m_16", spread=base).double()
     with torch.no_grad():
         policy.widening.fill_(100.0)
-    pitch, roll, limb_angle, bone_angle, bone_length = (f.item() for f in policy.spread_factors())
-    assert pitch == pytest.approx(WIDEST * 0.5 / 0.6)
-    assert roll == pytest.approx(1, abs=2e-3)
-    assert limb_angle == pytest.approx(WIDEST * 2)
-    assert bone_angle == bone_length == pytest.approx(WIDEST)
+    factors = [factor.item() for factor in policy.spread_factors()]
+    assert factors == pytest.approx([1, 1, 2, 1, 1], abs=2e-3)
     with torch.no_grad():
         policy.widening.fill_(-100.0)
     assert [f.item() for f in policy.spread_factors()] == pytest.approx([1 / 3] * 5)
 
 
 @pytest.mark.parametrize("name", ["angle", "length"])
-@pytest.mark.parametrize(
-    "times", [{"bone": 1.2}, {"torso": 1.2}, {"bone": 1.2, "torso": 0}], ids=str
-)
+@pytest.mark.parametrize(("bone", "torso"), [(0.5, 0.8), (0.8, 0.5), (0.8, 0), (0, 0.8)], ids=str)
 def test_neither_torso_nor_limbs_get_wider_than_by_default(
-    name: str, times: dict[str, float]
+    name: str, bone: float, torso: float
 ) -> None:
-    of = {f"{which}_{name}": factor for which, factor in times.items()}
-    base = Spread(**{one: factor * getattr(Spread(), one) for one, factor in of.items()})
-    policy = AugmentationPolicy("h36m_16", width=8, spread=base).double()
+    times = {f"bone_{name}": bone, f"torso_{name}": torso}
+    base = Spread(**{one: factor * getattr(Spread(), one) for one, factor in times.items()})
+    policy = AugmentationPolicy("h36m_16", spread=base).double()
     with torch.no_grad():
         policy.widening.fill_(100.0)
     factor = getattr(policy.spread_factors(), f"bone_{name}").item()
-    assert factor == pytest.approx(WIDEST / 1.2)
+    assert factor == pytest.approx(1 / 0.8)
 
 
 def test_entropy_is_the_sum_of_the_log_factors() -> None:
@@ -108,7 +106,7 @@ def test_entropy_is_the_sum_of_the_log_factors() -> None:
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_what_is_switched_off_has_no_entropy(operation: str) -> None:
-    policy = AugmentationPolicy("h36m_16", width=8, operations=(operation,))
+    policy = AugmentationPolicy("h36m_16", operations=(operation,))
     policy.entropy().backward()
     moved = [factor != 0 for factor in policy.widening.grad.tolist()]
     used = {
@@ -232,7 +230,7 @@ def test_a_number_is_a_ramp_that_stays() -> None:
 def factors_after(steps: int, **options: object) -> Tensor:
     """The factors after some steps on a lifter that learns nothing."""
     estimator = make_lifter()
-    hook: PoseAugHook = make_hook(estimator, learning_rate=1e-3, **options)
+    hook: PoseAugHook = make_hook(estimator, learning_rate=1e-3, spread=NARROW, **options)
     optimizer = torch.optim.SGD(estimator.parameters(), lr=0.0)
     for seed in range(steps):
         camera, inputs_3d, inputs_2d = make_batch(seed=seed)
