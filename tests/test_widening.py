@@ -227,10 +227,10 @@ def test_a_number_is_a_ramp_that_stays() -> None:
             PoseAugConfig(moved_hardness=wrong)
 
 
-def factors_after(steps: int, **options: object) -> Tensor:
+def factors_after(steps: int, spread: Spread = NARROW, **options: object) -> Tensor:
     """The factors after some steps on a lifter that learns nothing."""
     estimator = make_lifter()
-    hook: PoseAugHook = make_hook(estimator, learning_rate=1e-3, spread=NARROW, **options)
+    hook: PoseAugHook = make_hook(estimator, learning_rate=1e-3, spread=spread, **options)
     optimizer = torch.optim.SGD(estimator.parameters(), lr=0.0)
     for seed in range(steps):
         camera, inputs_3d, inputs_2d = make_batch(seed=seed)
@@ -258,3 +258,17 @@ def test_feedback_holds_back_what_is_too_hard() -> None:
         10, feedback="estimator", moved_weight=100.0, feedback_limit=0.01, **ENTROPY_ALONE
     )
     assert (limited < 1).any()
+
+
+WITHOUT_CRITICS = {"weight_3d": 0.0, "weight_2d": 0.0}
+
+
+def test_ranges_and_frame_object_to_nothing_at_the_default_spread() -> None:
+    assert (factors_after(10, Spread(), **WITHOUT_CRITICS) >= 1).all()
+
+
+def test_ranges_narrow_lengths_beyond_the_default() -> None:
+    long = Spread(bone_length=0.3, torso_length=0.7)
+    *others, bone_length = factors_after(10, long, **WITHOUT_CRITICS)
+    assert bone_length < 0.95
+    assert min(others) >= 1
