@@ -91,8 +91,8 @@ class PoseAugConfig:
         angle_range: Centre and half-width of the free range of the mean of 1 - cos(bone angle);
             the paper form uses the centre as its threshold.
         length_limit: Length ratios below it are free.
-        entropy_weight: How much wider draws are worth: the policy widens the spreads of its base
-            until critics or feedback object.
+        entropy_weight: How much wider draws are worth: the policy widens the spreads of its base,
+            up to the default ones, until critics or feedback object.
         frame_weight: Weight of a penalty on keypoints outside the frame.
         frame_check: Which poses in front of the camera get out: those within ``"four_sides"`` of
             the frame, or, as ``"released"``, with just no 2D coordinate above 1.
