@@ -340,7 +340,7 @@ class PoseAugHook:
 
     @property
     def policy(self) -> Policy:
-        """The policy network.
+        """The policy.
 
         Raises:
             PoseAugError: No batch has come and no skeleton was given, so there is none yet.
