@@ -16,7 +16,7 @@ from .augmentation import (
 )
 from .bones import per_bone
 from .errors import PoseAugError
-from .rigid import root_relative, vertical, view_rotation
+from .rigid import elevation, keep_above_floor, root_relative, vertical, view_rotation
 from .skeleton import Skeleton
 from .skeletons import find_skeleton
 from .windows import middle_frame
@@ -49,7 +49,8 @@ class Spread:
     Attributes:
         yaw: Turn about the vertical on which the batch stands (`rigid.vertical`), uniform in
             +-yaw, radians; pi is every side.
-        pitch: Tilt towards the camera, standard deviation in radians.
+        pitch: Tilt towards the camera, standard deviation in radians; reflected where the camera
+            would look up through the floor or past the zenith (`rigid.keep_above_floor`).
         roll: Lean in the picture, standard deviation in radians.
         depth: A pose takes the root position of another pose of the batch, times a factor drawn
             uniformly between these two.
@@ -205,27 +206,24 @@ class RandomPolicy(Policy):
             ratios = per_bone(_either_way(lengths) * self.free_lengths, skeleton)
             ratio = (ratios * (self.spread_of_ratio * factors.bone_length)).unsqueeze(1)
         if "rigid" in self.operations:
-            yaw = _either_way(view[:, 0:1]) * spread.yaw
-            pitch = view[:, 1:2] * (spread.pitch * factors.pitch)
-            roll = view[:, 2:3] * (spread.roll * factors.roll)
+            whose, how_far, keeps_view = place[:, :, None, None].unbind(1)
+            batch = joints.shape[0]
+            donor = (_uniform(whose.flatten()) * batch).long().clamp(max=batch - 1)
+            nearest, furthest = spread.depth
+            moved = translation[donor] * (nearest + (furthest - nearest) * _uniform(how_far))
             middle = joints[:, middle_frame(joints.shape[1])]
             axis = vertical(root_relative(middle, skeleton))
-            whose, how_far = _uniform(place[:, :2, None, None]).unbind(1)
-            own = self.keeps_view(noise)
-            rotation = torch.where(own[..., None], rotation, view_rotation(yaw, pitch, roll, axis))
-            batch = joints.shape[0]
-            donor = (whose.flatten() * batch).long().clamp(max=batch - 1)
-            nearest, furthest = spread.depth
-            factor = nearest + (furthest - nearest) * how_far
-            translation = torch.where(own, translation, translation[donor] * factor)
+            yaw = _either_way(view[:, 0:1]) * spread.yaw
+            pitch = view[:, 1:2] * (spread.pitch * factors.pitch)
+            pitch = keep_above_floor(pitch, elevation(axis, moved))
+            roll = view[:, 2:3] * (spread.roll * factors.roll)
+            turned = view_rotation(yaw, pitch, roll, axis)
+            own = _either_way(keeps_view) < 2 * spread.own_view - 1
+            rotation = torch.where(own[..., None], rotation, turned)
+            translation = torch.where(own, translation, moved)
         if "focal_length" in self.operations and spread.focal_length:
             focal_ratio = (_either_way(zoom) * spread.focal_length).exp()
         return AugmentationParameters(offset, ratio, rotation, translation, focal_ratio)
-
-    def keeps_view(self, noise: Tensor) -> Tensor:
-        """(B, 1, 1) which of the poses keep their view and place in a draw from this noise."""
-        place = noise.split(self._sizes, dim=1)[3]
-        return _either_way(place[:, 2, None, None]) < 2 * self.spread.own_view - 1
 
 
 class AugmentationPolicy(Policy):
