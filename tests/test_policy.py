@@ -6,7 +6,9 @@ import copy
 import io
 import itertools
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -403,6 +405,17 @@ def test_offsets_are_normal_and_lengths_uniform(skeleton: Skeleton) -> None:
 
 
 # -- learned on top of random draws ----------------------------------------------------------------
+
+
+def test_the_page_of_presets_has_the_default_spreads() -> None:
+    page = (Path(__file__).parents[1] / "docs/presets.md").read_text(encoding="utf-8")
+    told: dict[str, float] = {}
+    for row in page.splitlines():
+        names = re.findall(r"`Spread\.(\w+)`", row)
+        values = row.rstrip(" |").split("|")[-1].replace("⅓", str(1 / 3)).split(",")
+        told |= zip(names, map(float, values), strict=True) if names else {}
+    assert {"bone_angle", "torso_angle", "bone_length", "torso_length", "own_view"} <= set(told)
+    assert told == pytest.approx({name: getattr(Spread(), name) for name in told})
 
 
 def test_a_policy_starts_at_its_base_distribution() -> None:
