@@ -16,7 +16,7 @@ from .augmentation import (
 )
 from .bones import per_bone
 from .errors import PoseAugError
-from .rigid import elevation, keep_above_floor, root_relative, vertical, view_rotation
+from .rigid import root_relative, vertical, view_rotation
 from .skeleton import Skeleton
 from .skeletons import find_skeleton
 from .windows import middle_frame
@@ -49,8 +49,7 @@ class Spread:
     Attributes:
         yaw: Turn about the vertical on which the batch stands (`rigid.vertical`), uniform in
             +-yaw, radians; pi is every side.
-        pitch: Tilt towards the camera, standard deviation in radians; reflected where the camera
-            would look up through the floor or past the zenith (`rigid.keep_above_floor`).
+        pitch: Tilt towards the camera, standard deviation in radians.
         roll: Lean in the picture, standard deviation in radians.
         depth: A pose takes the root position of another pose of the batch, times a factor drawn
             uniformly between these two.
@@ -215,7 +214,6 @@ class RandomPolicy(Policy):
             axis = vertical(root_relative(middle, skeleton))
             yaw = _either_way(view[:, 0:1]) * spread.yaw
             pitch = view[:, 1:2] * (spread.pitch * factors.pitch)
-            pitch = keep_above_floor(pitch, elevation(axis, moved))
             roll = view[:, 2:3] * (spread.roll * factors.roll)
             turned = view_rotation(yaw, pitch, roll, axis)
             own = _either_way(keeps_view) < 2 * spread.own_view - 1

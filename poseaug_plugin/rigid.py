@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from .skeleton import Skeleton
 
 _SMALLEST_ANGLE = 1e-12  # radians, for a sine that can be divided by its angle
-_FLOOR = -0.25  # radians: how a camera on the floor, 3.5 m away, sees hips that are 0.9 m up
 
 
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
@@ -62,38 +59,6 @@ def vertical(poses: Tensor) -> Tensor:
     points = poses.flatten(0, 1)
     spread = points.T @ points
     return nn.functional.normalize(spread @ spread[:, 1], dim=0)
-
-
-def elevation(axis: Tensor, roots: Tensor) -> Tensor:
-    """From how far above people who stand along ``axis`` are seen, radians; below zero from below.
-
-    Args:
-        axis: (3,) their vertical, as of `vertical`.
-        roots: (..., 3) where they are, camera space.
-
-    Returns:
-        (...), from their height in the picture alone, as if they stood in its middle column.
-    """
-    return torch.atan2(axis[2], axis[1]) + torch.atan2(roots[..., 1], roots[..., 2])
-
-
-def keep_above_floor(pitch: Tensor, elevation: Tensor) -> Tensor:
-    """A tilt after which no camera looks up through the floor, or sees people upside down.
-
-    A view from lower than a camera on the floor has, or from beyond the zenith, is reflected there;
-    if the view without a tilt is one already, at that one.
-
-    Args:
-        pitch: (...) radians.
-        elevation: (...) of the view without it, as of `elevation`.
-
-    Returns:
-        (...), ``pitch`` itself where that is possible.
-    """
-    lowest, highest = elevation.clamp(max=_FLOOR), elevation.clamp(min=math.pi / 2)
-    raised = 2 * (lowest - (elevation + pitch)).clamp(min=0)
-    lowered = 2 * (elevation + pitch + raised - highest).clamp(min=0)
-    return pitch + raised - lowered
 
 
 def view_rotation(yaw: Tensor, pitch: Tensor, roll: Tensor, axis: Tensor) -> Tensor:

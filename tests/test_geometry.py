@@ -44,8 +44,6 @@ from poseaug_plugin.regressor_policy import RegressorPolicy
 from poseaug_plugin.rigid import (
     axis_angle_to_matrix,
     camera_to_world,
-    elevation,
-    keep_above_floor,
     root_relative,
     transform_rigidly,
     vertical,
@@ -511,32 +509,6 @@ def test_poses_without_a_longest_axis_leave_the_cameras() -> None:
 
 def test_points_have_no_vertical() -> None:
     assert torch.equal(vertical(torch.zeros(4, 16, 3)), torch.zeros(3))
-
-
-@pytest.mark.parametrize("tip", [-0.3, 0.0, 0.2, 0.9])
-def test_elevation_is_of_the_camera_over_people(tip: float) -> None:
-    # A camera 4 m away and as high above the hips as it says, tipped away from level by any angle.
-    for expected in (-0.2, 0.0, 0.5, 1.2):
-        world = torch.tensor([0.0, math.sin(expected), math.cos(expected)]).double() * 4  # y down
-        tipped = axis_angle_to_matrix(torch.tensor([tip, 0.0, 0.0]).double())
-        down = tipped @ torch.tensor([0.0, 1.0, 0.0]).double()
-        assert elevation(down, tipped @ world).item() == pytest.approx(expected)
-
-
-@some_examples
-@given(st.floats(-0.7, 1.7), st.floats(-2, 2))
-def test_a_tilt_stays_above_the_floor_and_before_the_zenith(before: float, pitch: float) -> None:
-    view, tilt = torch.tensor([before, pitch], dtype=torch.float64)
-    lowest, highest = min(before, -0.25), max(before, math.pi / 2)
-    after = (view + keep_above_floor(tilt, view)).item()
-    assert lowest - 1e-9 <= after <= highest + 1e-9
-    if lowest <= before + pitch <= highest:
-        assert after == before + pitch
-    elif before + pitch < lowest and 2 * lowest - (before + pitch) <= highest:
-        assert after == pytest.approx(2 * lowest - (before + pitch))
-    elif before + pitch > highest:
-        assert after == pytest.approx(2 * highest - (before + pitch))
-    assert keep_above_floor(torch.zeros_like(view), view) == 0
 
 
 @some_examples
