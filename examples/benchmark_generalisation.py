@@ -63,6 +63,8 @@ WIDE_BASE = Spread(
     torso_length=0.49,
 )
 
+NO_CRITICS = {"weight_3d": 0.0, "weight_2d": 0.0, "weight_motion": 0.0}
+
 ROWS: dict[str, dict[str, Any] | None] = {
     "none": None,
     "random, narrow": {"preset": "random", "spread": NARROW, "share": 0.5},
@@ -73,9 +75,10 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "default from wide": {"spread": WIDE_BASE},
     "its base alone": {"preset": "random"},
     "its wide base alone": {"preset": "random", "spread": WIDE_BASE},
+    "from wide, without critics": {"spread": WIDE_BASE, **NO_CRITICS},
     "released": {"preset": "released"},
     "paper": {"preset": "paper"},
-    "without critics": {"weight_3d": 0.0, "weight_2d": 0.0, "weight_motion": 0.0},
+    "without critics": NO_CRITICS,
     "without the 3D critic": {"weight_3d": 0.0},
     "without the 2D critic": {"weight_2d": 0.0},
     "without the motion critic": {"weight_motion": 0.0},
