@@ -205,18 +205,18 @@ class RandomPolicy(Policy):
             ratios = per_bone(_either_way(lengths) * self.free_lengths, skeleton)
             ratio = (ratios * (self.spread_of_ratio * factors.bone_length)).unsqueeze(1)
         if "rigid" in self.operations:
-            whose, how_far, keeps_view = place[:, :, None, None].unbind(1)
+            whose, how_far = _uniform(place[:, :2, None, None]).unbind(1)
             batch = joints.shape[0]
-            donor = (_uniform(whose.flatten()) * batch).long().clamp(max=batch - 1)
+            donor = (whose.flatten() * batch).long().clamp(max=batch - 1)
             nearest, furthest = spread.depth
-            moved = translation[donor] * (nearest + (furthest - nearest) * _uniform(how_far))
+            moved = translation[donor] * (nearest + (furthest - nearest) * how_far)
             middle = joints[:, middle_frame(joints.shape[1])]
             axis = vertical(root_relative(middle, skeleton))
             yaw = _either_way(view[:, 0:1]) * spread.yaw
             pitch = view[:, 1:2] * (spread.pitch * factors.pitch)
             roll = view[:, 2:3] * (spread.roll * factors.roll)
             turned = view_rotation(yaw, pitch, roll, axis)
-            own = _either_way(keeps_view) < 2 * spread.own_view - 1
+            own = _either_way(place[:, 2, None, None]) < 2 * spread.own_view - 1
             rotation = torch.where(own[..., None], rotation, turned)
             translation = torch.where(own, translation, moved)
         if "focal_length" in self.operations and spread.focal_length:

@@ -336,6 +336,19 @@ def test_roots_come_from_the_batch_and_move_along_their_ray() -> None:
     assert taken.max() - taken.min() > 2.0
 
 
+def test_whose_place_how_far_and_who_moves_are_drawn_apart() -> None:
+    joints, spread = poses(1000), Spread(depth=(0.5, 3.0), own_view=0.3)
+    parameters = drawn(RandomPolicy(H36M_16, spread=spread).double(), joints)
+    moved = (parameters.rotation != torch.eye(3)).flatten(1).any(1)
+    factors = parameters.translation[moved, :1] / joints[:, 0, H36M_16.root]  # (B, donors, 3)
+    donor = (factors - factors[..., :1]).abs().amax(-1).argmin(1)
+    how_far = (factors[torch.arange(len(donor)), donor, 0] - 0.5) / 2.5
+    drawn_from = torch.stack([donor / len(joints), how_far])
+    # Of 700 uniform ones, up to five standard deviations.
+    agree(drawn_from.mean(1), torch.full((2,), 0.5), 0.055)
+    assert abs(drawn_from.corrcoef()[0, 1].item()) < 0.19
+
+
 def test_turns_are_uniform_about_the_vertical_that_the_batch_stands_on() -> None:
     turns = turned_only_by(yaw=1.2)
     axis = vertical(root_relative(poses(1)[:, 0], H36M_16))
