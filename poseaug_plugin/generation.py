@@ -237,15 +237,12 @@ class BatchAugmenter:
         if len(candidates) == 1:
             return candidates[0]
         assert self.judge is not None
-        scores = [
-            self.judge(one_frame(candidate.made.keypoints, judged_frame)).squeeze(-1)
-            for candidate in candidates
-        ]
-        scores = [
-            torch.where(candidate.valid, score, -torch.inf)
-            for candidate, score in zip(candidates, scores, strict=True)
-        ]
-        return Candidate(*_picked(candidates, torch.stack(scores).argmax(0)))
+        scores = []
+        for _, made, valid in candidates:
+            score = self.judge(one_frame(made.keypoints, judged_frame)).squeeze(-1)
+            scores.append(torch.where(valid, score, -torch.inf))
+        most_human: Candidate = _picked(candidates, torch.stack(scores).argmax(0))
+        return most_human
 
     def target_frame(self, frames: int) -> int:
         """The frame of a window that stands for it: the one to lift, where it is one."""
