@@ -63,7 +63,7 @@ WIDE_BASE = Spread(
     torso_length=0.49,
 )
 
-NO_CRITICS = {"weight_3d": 0.0, "weight_2d": 0.0, "weight_motion": 0.0, "candidates": 1}
+NO_CRITICS = {"weight_3d": 0.0, "weight_2d": 0.0, "weight_motion": 0.0}
 
 ROWS: dict[str, dict[str, Any] | None] = {
     "none": None,
@@ -80,8 +80,7 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "paper": {"preset": "paper"},
     "without critics": NO_CRITICS,
     "without the 3D critic": {"weight_3d": 0.0},
-    "without the 2D critic": {"weight_2d": 0.0, "candidates": 1},
-    "one candidate": {"candidates": 1},
+    "without the 2D critic": {"weight_2d": 0.0},
     "without the motion critic": {"weight_motion": 0.0},
     "whole-body critic": {"kcs": "whole"},
     "bone angles only": {"operations": ("bone_angle",)},

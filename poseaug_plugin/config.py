@@ -53,9 +53,6 @@ class PoseAugConfig:
         width: Hidden width of regressors and 3D critic.
         mix: ``"replace"`` a share of the batch, or ``"append"`` an augmented copy of all of it.
         share: Share of the batch that is replaced.
-        candidates: How often every pose is drawn; the draw whose picture the 2D critic finds most
-            human is used. 1 leaves no choice, nor does a policy that learns nothing, which has no
-            critics.
         feedback: Which error the policy hears about: ``"none"``, the one ``"predicted"`` from
             watching the user's own forward pass, or the ``"estimator"``'s in isolated passes.
             Neither gained anything where it was measured, and small estimators lost by it
@@ -121,7 +118,6 @@ class PoseAugConfig:
     width: int = 128
     mix: Literal["replace", "append"] = "replace"
     share: float = 0.75
-    candidates: int = 2
     feedback: Literal["none", "predicted", "estimator"] = "none"
     feedback_loss: Literal["limit", "paper", "released"] = "limit"
     feedback_limit: float = 0.6
@@ -191,7 +187,6 @@ class PoseAugConfig:
                 raise PoseAugError(f"{name} must be positive, got {getattr(self, name)!r}.")
         for name, low, high in (
             ("width", 1, 10**9),
-            ("candidates", 1, 10**9),
             ("share", 0.0, 1.0),
             ("warmup", 0.0, 1.0),
             ("policy_interval", 1, 10**9),
@@ -208,7 +203,6 @@ DEFAULT = PoseAugConfig()
 
 RELEASED = PoseAugConfig(
     share=0.5,
-    candidates=1,
     augmentor="regressors",
     width=256,
     fixed_trunk=True,
@@ -240,7 +234,6 @@ RELEASED = PoseAugConfig(
 
 PAPER = PoseAugConfig(
     share=0.5,
-    candidates=1,
     clamp_rays=True,
     augmentor="regressors",
     width=256,
@@ -264,7 +257,7 @@ PAPER = PoseAugConfig(
 )
 """The paper's formulas."""
 
-RANDOM = PoseAugConfig(augmentor="random", candidates=1)
+RANDOM = PoseAugConfig(augmentor="random")
 """`RandomPolicy` alone: the baseline to beat."""
 
 PRESETS: dict[str, PoseAugConfig] = {

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .adapters import CanonicalBatch, CanonicalPoses, canonical_batch
 from .augmentation import (
@@ -45,11 +44,6 @@ class Draft(NamedTuple):
     pictures: Tensor | None  # (B, J, 2) 2D poses to be placed like; None: as the policy says
 
 
-def _with_noise(draft: Draft, noise: Tensor) -> Draft:
-    # A new tuple: torch.compile, at least up to 2.11, cannot return what `_replace` made.
-    return Draft(draft.poses, noise, *draft[2:])
-
-
 class Made(NamedTuple):
     """What a draft becomes."""
 
@@ -57,14 +51,6 @@ class Made(NamedTuple):
     poses: AugmentedPoses
     keypoints: Tensor  # (B, T, J, 2) projection of the moved poses
     seen_by: Tensor  # (B, 9) their cameras' intrinsics
-
-
-class Candidate(NamedTuple):
-    """One of the augmentations among which a critic chooses."""
-
-    noise: Tensor  # (B, noise_size) the policy's
-    made: Made
-    valid: Tensor  # (B,) bool: may get out
 
 
 class Augmented(NamedTuple):
@@ -94,20 +80,6 @@ def _samples(values: Any, rows: Tensor | None) -> Any:  # noqa: ANN401
     return values
 
 
-def _picked(candidates: Sequence[Any], best: Tensor) -> Any:  # noqa: ANN401
-    """Of several (nested) tuples of (B, ...) tensors, sample by sample the one that ``best`` says.
-
-    Args:
-        candidates: Tuples of one kind.
-        best: (B,) indices into them.
-    """
-    first = candidates[0]
-    if isinstance(first, Tensor):
-        samples = torch.arange(best.shape[0], device=best.device)
-        return torch.stack(tuple(candidates))[best, samples]
-    return type(first)(*(_picked(values, best) for values in zip(*candidates, strict=True)))
-
-
 def detached(values: Any) -> Any:  # noqa: ANN401
     """A (nested) tuple with every tensor of it cut off its graph."""
     if isinstance(values, Tensor):
@@ -128,7 +100,6 @@ class BatchAugmenter:
     Args:
         policy: Draws the augmentations.
         predictor: Predicts how hard a pose is; None where nobody asks.
-        judge: The 2D critic, which chooses among candidates; None where there are no critics.
         skeleton: The tree.
         config: Options.
         execution: Does the arithmetic, and has the random stream, on the device of the batches.
@@ -140,7 +111,6 @@ class BatchAugmenter:
         self,
         policy: Policy,
         predictor: HardnessPredictor | None,
-        judge: nn.Module | None,
         skeleton: Skeleton,
         config: PoseAugConfig,
         execution: Execution,
@@ -149,8 +119,6 @@ class BatchAugmenter:
     ) -> None:
         self.policy = policy
         self.predictor = predictor
-        self.judge = judge
-        self.num_candidates = 1 if judge is None else config.candidates
         self.skeleton = skeleton
         self.config = config
         self.execution, self.generator = execution, execution.generator
@@ -187,23 +155,17 @@ class BatchAugmenter:
         # views, but places are drawn from the poses that are left.)
         with torch.no_grad(), unchanged_buffers(self.policy):
             draft = self.draw(chosen, keeps_cameras)
-            others = tuple(self._noise(count, device) for _ in range(self.num_candidates - 1))
-            return self.execution.compute(self._augmented, batch, rows, draft, others, keeps_made)
+            return self.execution.compute(self._augmented, batch, rows, draft, keeps_made)
 
     def _augmented(
-        self,
-        batch: CanonicalBatch,
-        rows: Tensor,
-        draft: Draft,
-        others: tuple[Tensor, ...],
-        keeps_made: bool,
+        self, batch: CanonicalBatch, rows: Tensor, draft: Draft, keeps_made: bool
     ) -> Augmented:
         size, frames = batch.keypoints.shape[:2]
         target = self.target_frame(frames)
-        candidates = [self._candidate(draft, noise) for noise in (draft.noise, *others)]
-        noise, made, valid = self._most_human(candidates, draft.judged_frame)
-        draft = _with_noise(draft, noise)
-        valid = batch.usable[rows] & valid
+        made = self.make(draft)
+        valid = batch.usable[rows] & self._valid(
+            made.poses.moved, made.keypoints, made.parameters, made.seen_by
+        )
         keep = valid[:, None, None, None]
         moved = matching_frames(made.poses.moved, batch.joints.shape[1], target)
         joints = torch.where(keep, moved, batch.joints[rows])
@@ -227,23 +189,6 @@ class BatchAugmenter:
             _samples(made, learned_from) if keeps_made else None,
         )
 
-    def _candidate(self, draft: Draft, noise: Tensor) -> Candidate:
-        made = self.make(_with_noise(draft, noise))
-        valid = self._valid(made.poses.moved, made.keypoints, made.parameters, made.seen_by)
-        return Candidate(noise, made, valid)
-
-    def _most_human(self, candidates: list[Candidate], judged_frame: Tensor | None) -> Candidate:
-        """Sample by sample the one in frame whose picture the critic takes most for a real one."""
-        if len(candidates) == 1:
-            return candidates[0]
-        assert self.judge is not None
-        scores = []
-        for _, made, valid in candidates:
-            score = self.judge(one_frame(made.keypoints, judged_frame)).squeeze(-1)
-            scores.append(torch.where(valid, score, -torch.inf))
-        most_human: Candidate = _picked(candidates, torch.stack(scores).argmax(0))
-        return most_human
-
     def target_frame(self, frames: int) -> int:
         """The frame of a window that stands for it: the one to lift, where it is one."""
         if self.windows is None:
@@ -254,7 +199,7 @@ class BatchAugmenter:
         """Draw the noise of an augmentation."""
         device = batch.joints.device
         size, frames = batch.joints.shape[:2]
-        noise = self._noise(size, device)
+        noise = torch.randn(size, self.policy.noise_size, device=device, generator=self.generator)
         judged = None
         if frames > 1:
             draws = torch.rand(size, device=device, generator=self.generator)
@@ -265,9 +210,6 @@ class BatchAugmenter:
             available = self.pictures.shape[0]
             pictures = self.pictures[(draws * available).long().clamp(max=available - 1)]
         return Draft(batch, noise, keeps_cameras, judged, pictures)
-
-    def _noise(self, size: int, device: torch.device) -> Tensor:
-        return torch.randn(size, self.policy.noise_size, device=device, generator=self.generator)
 
     def make(self, draft: Draft) -> Made:
         """Augment every sample, attached to the policy's graph where gradients are enabled."""

@@ -133,11 +133,9 @@ class PolicyTrainer:
                 self.predictor = HardnessPredictor(skeleton).to(device)
                 self._predictor_adam = self._adam(self.predictor, config.predictor_learning_rate)
         self.monitor = Monitor().to(device)
-        judges = {critic.name: critic.network for critic in self.critics}
         self.augmenter = BatchAugmenter(
             self.policy,
             self.predictor,
-            judges.get("2d"),
             skeleton,
             config,
             self.execution,
