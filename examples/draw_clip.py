@@ -1,4 +1,4 @@
-"""An original and an augmented clip side by side with their 2D: a picture and an animation.
+"""Draw an original and an augmented clip with their 2D, as a picture and an animation.
 
 python examples/draw_clip.py                       # writes runs/clip/clip.png and clip.gif
 python examples/draw_clip.py --data FOLDER --out FOLDER --seed 3
@@ -11,21 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from figures import draw_pose_2d, draw_pose_3d
-from matplotlib import pyplot as plt
 from matplotlib.animation import FuncAnimation, PillowWriter
-from mocap import demo_cameras, pairs, read_cameras, read_motion
-from motion import source_motion
+from shared.domains import read_domains
+from shared.figures import draw_pose_2d, draw_pose_3d, plt
+from shared.mocap import pairs
 from torch import Tensor, nn
 
-from poseaug_plugin import H36M_16, PoseAdapter, PoseAugHook
-from poseaug_plugin.bones import bone_lengths, joints_to_bones
+from poseaug_plugin import PoseAdapter, PoseAugHook
+from poseaug_plugin.body.bones import bone_lengths, joints_to_bones
+from poseaug_plugin.body.presets import H36M_16
 
 
 def augmented_clip(
     keypoints: Tensor, joints: Tensor, camera: Tensor, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """A clip (T, J, 2), (T, J, 3) as one window, augmented and in view."""
+    """Augment a clip (T, J, 2), (T, J, 3) as one window that stays in view."""
     frames = len(joints)
     hook = PoseAugHook(
         nn.Linear(1, 1),
@@ -35,7 +35,7 @@ def augmented_clip(
         adapter=PoseAdapter(root="absolute"),
         seed=seed,
     )
-    # Several, since some leave the picture on their way and fall back to the original.
+    # Several copies: those that leave the picture fall back to the original.
     given = (x.expand(16, frames, -1, -1) for x in (keypoints, joints))
     made_2d, made_3d = hook.augment(*given, camera.expand(16, 9))
     changed = (made_3d != joints).flatten(1).any(1)
@@ -48,7 +48,7 @@ def augmented_clip(
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder with source_cmu.npz and cameras.json")
+    parser.add_argument("--data", type=Path, help="folder with source_cmu, target_bandai, cameras")
     parser.add_argument("--out", type=Path, default=Path("runs/clip"))
     parser.add_argument("--frames", type=int, default=81)
     parser.add_argument("--seed", type=int, default=0)
@@ -60,19 +60,16 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Augment one clip, check what must hold, and draw it."""
+    """Augment one clip, print how rigid and smooth it is, and draw it."""
     arguments = parse_arguments()
-    motion, rig = source_motion(), demo_cameras()
-    if arguments.data:
-        motion = read_motion(arguments.data / "source_cmu.npz")
-        rig = read_cameras(arguments.data / "cameras.json")
+    motion, _, rigs = read_domains(arguments.data)
     clips = {name: clip for name, clip in motion["S1"].items() if len(clip) >= arguments.frames}
     name, clip = next(iter(clips.items()))
-    seen = pairs({"S1": {name: clip[: arguments.frames]}}, rig.cameras["source"][:1], joints=16)
+    seen = pairs({"S1": {name: clip[: arguments.frames]}}, rigs.cameras["source"][:1], joints=16)
     keypoints, joints = (torch.from_numpy(a) for a in seen[:2])
     made = augmented_clip(keypoints, joints, torch.from_numpy(seen.intrinsics[0]), arguments.seed)
 
-    # Over the source's own lengths: motion capture's trunks are not quite rigid.
+    # Relative to the original lengths: trunks of motion capture are not quite rigid.
     lengths, own = (bone_lengths(joints_to_bones(j, H36M_16)) for j in (made[1], joints))
     ratio = lengths / own
     drift = (ratio / ratio[:1] - 1).abs().max()
@@ -91,13 +88,13 @@ def main() -> None:
         for (seen_2d, seen_3d, title), a3, a2 in zip(arrays, axes[::2], axes[1::2], strict=True):
             a3.clear()
             a2.clear()
-            draw_pose_3d(a3, seen_3d[frame].astype(np.float64), title)
-            draw_pose_2d(a2, seen_2d[frame].astype(np.float64), f"{title}, as seen")
+            draw_pose_3d(a3, seen_3d[frame], title)
+            draw_pose_2d(a2, seen_2d[frame], f"{title}, as seen")
 
     step = max(1, arguments.frames // 27)
     animation = FuncAnimation(figure, draw, frames=range(0, arguments.frames, step), interval=60)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    animation.save(arguments.out / "clip.gif", PillowWriter(fps=12), dpi=60)
+    animation.save(arguments.out / "clip.gif", PillowWriter(fps=12), dpi=100)
 
     shown = np.linspace(0, arguments.frames - 1, 6).astype(int)
     still = plt.figure(figsize=(10, 6.8), layout="constrained")
@@ -109,7 +106,7 @@ def main() -> None:
             panel = still.add_subplot(len(rows), len(shown), place, projection=projection)
             label = f"{title}, frame {frame}" if column == 0 else f"{frame}"
             draw = draw_pose_3d if kind == "3d" else draw_pose_2d
-            draw(panel, (seen_3d if kind == "3d" else seen_2d)[frame].astype(np.float64), label)
+            draw(panel, (seen_3d if kind == "3d" else seen_2d)[frame], label)
     still.savefig(arguments.out / "clip.png", dpi=80)
     print(f"wrote {arguments.out / 'clip.gif'} and {arguments.out / 'clip.png'}")
 

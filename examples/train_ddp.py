@@ -1,10 +1,10 @@
-"""PoseAug under DistributedDataParallel: every process the same loop, one line of it the hook's.
+"""PoseAug under DistributedDataParallel: the same loop in every process, one line for the hook.
 
     torchrun --nproc_per_node=2 examples/train_ddp.py --smoke
     python examples/train_ddp.py --smoke                          # one process, same checkpoint
 
-Gradients of the hook's networks are averaged over the processes, their noise differs. The
-checkpoint is that of the first process; any number of processes goes on from it with --resume.
+The processes average the gradients of the hook's networks, and each has its own noise. The first
+process writes the checkpoint. With --resume any number of processes goes on from it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import argparse
 import os
 from pathlib import Path
 
-import quickstart
 import torch
 import torch.distributed as dist
+from estimators import SimpleBaseline
+from shared import checkpoints
+from shared.domains import read_domains, training_data
+from shared.models import SingleFrame
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from tqdm import tqdm
@@ -33,9 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="the whole path in seconds")
-    arguments = parser.parse_args()
-    arguments.h36m = None
-    return arguments
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -51,17 +52,18 @@ def main() -> None:
     is_first = world == 1 or dist.get_rank() == 0
 
     torch.manual_seed(0)
-    data = quickstart.load_data(arguments, torch.device("cpu"))
+    every = 40 if arguments.smoke else 1
+    data = training_data(read_domains(arguments.data), torch.device("cpu"), every)
     pairs = TensorDataset(data.inputs_2d, data.inputs_3d, data.cameras)
     sampler = DistributedSampler(pairs) if world > 1 else None
     loader = DataLoader(pairs, arguments.batch, shuffle=sampler is None, sampler=sampler)
-    model: nn.Module = quickstart.Lifter(data.inputs_2d.shape[2], width=256).to(device)
+    model = SingleFrame(SimpleBaseline(width=256, dropout=0.1), flat=True).to(device)
     wrapped = nn.parallel.DistributedDataParallel(model) if world > 1 else model
     optimizer = torch.optim.Adam(model.parameters(), lr=arguments.lr)
     hook = PoseAugHook(wrapped, skeleton="h36m_16")
     start = 0
     if arguments.resume and arguments.checkpoint.exists():
-        saved = torch.load(arguments.checkpoint, weights_only=True, map_location=device)
+        saved = checkpoints.load(arguments.checkpoint)
         start = saved["epoch"]
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -79,14 +81,13 @@ def main() -> None:
             metrics.mpjpe(wrapped(inputs_2d), inputs_3d).backward()
             optimizer.step()
     if is_first:
-        arguments.checkpoint.parent.mkdir(parents=True, exist_ok=True)
         state = {
             "epoch": arguments.epochs,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "poseaug": hook.state_dict(),
         }
-        torch.save(state, arguments.checkpoint)
+        checkpoints.save(state, arguments.checkpoint)
         model.eval()
         with torch.no_grad():
             for name, (keypoints, joints) in data.tests.items():

@@ -3,9 +3,9 @@
     python examples/train_semgcn.py --poseaug                 # procedural motion
     python examples/train_semgcn.py --poseaug --data FOLDER   # the files of SemGCN, 16 joints
 
-Of garyzhao/SemGCN's main_gcn.py it keeps the 16 joints whose root is zeroed when they are read, the
-loader without cameras, the squared error, the clipped gradient, the learning rate that decays by
-step, the checkpoint's keys, and what is printed.
+Kept of main_gcn.py of garyzhao/SemGCN: 16 joints with a zeroed root, a loader without cameras, the
+squared error, clipped gradients, a learning rate that decays by step, the keys of the checkpoint,
+and the printed text.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-import checkpoints
 import torch
-from command_line import parse, read_sets, training_parser
 from estimators import SemGCN
-from h36m_files import Recording, relative_to_root
-from per_action import PerAction
-from schedules import StepDecay
+from shared import checkpoints
+from shared.h36m import Recording, relative_to_root
+from shared.training import PerAction, StepDecay, parse, read_sets, training_parser
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
@@ -36,7 +34,7 @@ def train(
     hook: PoseAugHook,
     device: torch.device,
 ) -> float:
-    """One epoch; returns the mean loss."""
+    """Train for one epoch; return the mean loss."""
     model_pos.train()
     epoch_loss, poses = 0.0, 0
     for targets_3d, inputs_2d in tqdm(data_loader, desc="train", leave=False):
@@ -60,7 +58,7 @@ def train(
 def evaluate(
     model_pos: nn.Module, recordings: Sequence[Recording], batch_size: int, device: torch.device
 ) -> PerAction:
-    """Both protocols, with the predicted root in the origin."""
+    """Compute the errors of both protocols, with the predicted root in the origin."""
     model_pos.eval()
     errors = PerAction()
     for recording in tqdm(recordings, desc="evaluate", leave=False):
@@ -93,11 +91,11 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Train, evaluate every epoch, and in the end action by action."""
+    """Train, evaluate after every epoch, and print errors by action in the end."""
     arguments = parse_arguments(given)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(arguments.seed)
-    # The root zeroed: where it was is lost
+    # The root is zeroed: its position is lost
     train_set, test_set = read_sets(arguments, relative_to_root, joints=16)
     order = torch.Generator().manual_seed(arguments.seed)
     train_loader = DataLoader(
@@ -123,16 +121,14 @@ def main(given: Sequence[str] | None = None) -> None:
     hook = PoseAugHook(model_pos, skeleton="h36m_16", adapter=PoseAdapter(root="zeroed"))
     hook.enabled = arguments.poseaug
 
+    parts = {"state_dict": model_pos, "optimizer": optimizer}
     epoch, schedule = 0, StepDecay(arguments.lr, arguments.lr_decay, arguments.lr_gamma)
     if arguments.resume:
         checkpoint = checkpoints.load(arguments.resume)
         epoch = checkpoint["epoch"]
         schedule.step, schedule.lr = checkpoint["step"], checkpoint["lr"]
-        model_pos.load_state_dict(checkpoint["state_dict"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        checkpoints.restore(checkpoint, order, **parts)
         hook.load_state_dict(checkpoint["poseaug"])
-        order.set_state(checkpoint["order"])
-        checkpoints.set_random_state(checkpoint["torch_random_state"])
 
     while epoch < arguments.epochs:
         loss = train(train_loader, model_pos, criterion, optimizer, schedule, hook, device)
@@ -147,12 +143,9 @@ def main(given: Sequence[str] | None = None) -> None:
                 "epoch": epoch,
                 "lr": schedule.lr,
                 "step": schedule.step,
-                "state_dict": model_pos.state_dict(),
-                "optimizer": optimizer.state_dict(),
                 "error": error["MPJPE"],
                 "poseaug": hook.state_dict(),
-                "order": order.get_state(),
-                "torch_random_state": checkpoints.random_state(),
+                **checkpoints.states(order, **parts),
             },
             arguments.checkpoint / f"ckpt_epoch_{epoch:04d}.pth.tar",
         )

@@ -3,11 +3,11 @@
     python examples/train_simple_baseline.py --poseaug                 # procedural motion
     python examples/train_simple_baseline.py --poseaug --data FOLDER   # the files of VideoPose3D
 
-Of weigq/3d_pose_baseline_pytorch's main.py it keeps flattened, z-scored poses in pixels and
-millimetres, without the neck in 2D and without the hip in 3D, the squared error of the scores, the
-gradient clipped to norm 1, the learning rate that decays by step, Kaiming's initialisation, the
-checkpoint's keys, and the error over 17 joints with the hip put back. The host reads scores that
-were computed beforehand; here they are computed from the files that the other hosts read.
+Kept of main.py of weigq/3d_pose_baseline_pytorch: flattened, z-scored poses in pixels and
+millimetres, without the neck in 2D and the hip in 3D, the squared error of the scores, gradients
+clipped to norm 1, a learning rate that decays by step, Kaiming's initialisation, the keys of the
+checkpoint, and the error over 17 joints, the hip included. The host reads ready scores. Here they
+come from the files of the other hosts.
 """
 
 from __future__ import annotations
@@ -16,16 +16,14 @@ import argparse
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import checkpoints
 import numpy as np
 import torch
 from adapters.simple_baseline import NECK, SimpleBaselineAdapter, keypoint_statistics
-from command_line import parse, read_sets, training_parser
 from estimators import SimpleBaseline
-from h36m_files import Recording, relative_to_root
-from mocap import Array, to_pixels
-from per_action import PerAction
-from schedules import StepDecay
+from shared import checkpoints
+from shared.h36m import Recording, relative_to_root
+from shared.mocap import Array, to_pixels
+from shared.training import PerAction, StepDecay, parse, read_sets, training_parser
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
@@ -51,7 +49,7 @@ def train(
     hook: PoseAugHook,
     device: torch.device,
 ) -> float:
-    """One epoch; returns the mean loss."""
+    """Train for one epoch; return the mean loss."""
     model.train()
     total, poses = 0.0, 0
     for inps, tars in tqdm(train_loader, desc="train", leave=False):
@@ -79,7 +77,7 @@ def test(
     batch_size: int,
     device: torch.device,
 ) -> PerAction:
-    """Errors over 17 joints, the hip among them, which is right in all."""
+    """Compute errors over 17 joints. The hip is one of them, and always right."""
     model.eval()
     errors = PerAction()
     for recording in tqdm(recordings, desc="test", leave=False):
@@ -110,13 +108,13 @@ def millimetres_of(recording: Recording) -> Array:
 
 
 def pose_statistics(recordings: Sequence[Recording]) -> Statistics:
-    """The host's stat_3d.pth.tar: mean and std of all 51 numbers, and which of them are used."""
+    """Make the host's stat_3d.pth.tar: mean and std of 51 numbers, indices of the used ones."""
     values = np.concatenate([millimetres_of(r).reshape(-1, 51) for r in recordings])
     return {"mean": values.mean(0), "std": values.std(0), "dim_use": np.arange(3, 51)}
 
 
 def scored(recordings: Sequence[Recording], stat_2d: Statistics, stat_3d: Statistics) -> Scores:
-    """The poses as the host has them on disk."""
+    """Make the scores that the host has on disk."""
 
     def score(poses: Array, statistics: Statistics) -> Tensor:
         used = statistics["dim_use"]
@@ -149,7 +147,7 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Train, test every epoch, and in the end action by action."""
+    """Train, test after every epoch, and print errors by action in the end."""
     arguments = parse_arguments(given)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(arguments.seed)
@@ -173,16 +171,14 @@ def main(given: Sequence[str] | None = None) -> None:
     hook = PoseAugHook(model, skeleton="h36m_17", adapter=SimpleBaselineAdapter(stat_3d, stat_2d))
     hook.enabled = arguments.poseaug
 
+    parts = {"state_dict": model, "optimizer": optimizer}
     epoch, schedule = 0, StepDecay(arguments.lr, arguments.lr_decay, arguments.lr_gamma)
     if arguments.resume:
         checkpoint = checkpoints.load(arguments.resume)
         epoch = checkpoint["epoch"]
         schedule.step, schedule.lr = checkpoint["step"], checkpoint["lr"]
-        model.load_state_dict(checkpoint["state_dict"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        checkpoints.restore(checkpoint, order, **parts)
         hook.load_state_dict(checkpoint["poseaug"])
-        order.set_state(checkpoint["order"])
-        checkpoints.set_random_state(checkpoint["torch_random_state"])
 
     while epoch < arguments.epochs:
         loss = train(train_loader, model, criterion, optimizer, schedule, hook, device)
@@ -198,11 +194,8 @@ def main(given: Sequence[str] | None = None) -> None:
                 "lr": schedule.lr,
                 "step": schedule.step,
                 "err": err_test,
-                "state_dict": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
                 "poseaug": hook.state_dict(),
-                "order": order.get_state(),
-                "torch_random_state": checkpoints.random_state(),
+                **checkpoints.states(order, **parts),
             },
             arguments.checkpoint / "ckpt_last.pth.tar",
         )

@@ -4,10 +4,10 @@
     python examples/train_stgcn.py --poseaug --data FOLDER   # the files of ST-GCN
     python examples/train_stgcn.py --poseaug --pad 1         # windows of three frames
 
-Of main_graph.py and train_graph_time.py, by Cai et al. (ICCV 2019), it keeps the loader with
-flipped copies, windows with 3D for every frame, the trajectory in joint 0, the network's axes, the
-camera with which depth and 2D become a pose after the forward pass, flipping and fusing at test
-time, both decays of the learning rate, the weights' file, and what is printed without refinement.
+Kept of main_graph.py and train_graph_time.py by Cai et al. (ICCV 2019): a loader with flipped
+copies, windows with 3D for every frame, the trajectory in joint 0, the axes of the network, the
+camera that turns depth and 2D into a pose after the forward pass, flipping and fusing at test time,
+both decays of the learning rate, the file of weights, and the printed text without refinement.
 """
 
 from __future__ import annotations
@@ -16,21 +16,20 @@ import argparse
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import checkpoints
 import torch
 from adapters.stgcn import STGCNAdapter
-from chunks import Windows
-from command_line import parse, read_sets, training_parser
 from einops import rearrange
 from estimators import STGCN
-from h36m_files import Recording, with_trajectory
-from mirroring import mirrored
-from per_action import PerAction
+from shared import checkpoints
+from shared.chunks import Windows, mirrored
+from shared.h36m import Recording, with_trajectory
+from shared.training import PerAction, parse, read_sets, training_parser
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 from tqdm import tqdm
 
-from poseaug_plugin import H36M_17, PoseAugHook, metrics
+from poseaug_plugin import PoseAugHook, metrics
+from poseaug_plugin.body.presets import H36M_17
 
 FLIP = H36M_17.flip_permutation
 
@@ -39,7 +38,7 @@ class HostSTGCN(STGCN):
     """`STGCN` with the axes of the host's network: (N, 2, T, J, 1) to (N, 3, T, J, 1)."""
 
     def forward(self, keypoints: Tensor, out_all_frame: bool) -> Tensor:
-        """Lift."""
+        """Estimate."""
         joints = super().forward(
             rearrange(keypoints, "n c t j 1 -> n t j c"), all_frames=out_all_frame
         )
@@ -50,24 +49,24 @@ class TrainingErrors(NamedTuple):
     """Means over an epoch, in mm."""
 
     loss: float
-    joints: float  # the middle frame as the network says it
-    from_depth: float  # the same with x and y from 2D, depth and camera
+    joints: float  # of the middle frame
+    from_depth: float  # of the middle frame, with x and y from 2D, depth and camera
 
 
 def predict(model_st_gcn: HostSTGCN, input_2D: Tensor, out_all_frame: bool) -> Tensor:
-    """(N, T, J, 2) to (N, T or 1, J, 3)."""
+    """Estimate: (N, T, J, 2) to (N, T or 1, J, 3)."""
     output_3D = model_st_gcn(rearrange(input_2D, "n t j c -> n c t j 1"), out_all_frame)
     return rearrange(output_3D, "n c t j 1 -> n t j c")
 
 
 def uvd_to_xyz(uv: Tensor, depth: Tensor, root: Tensor, camera: Tensor) -> Tensor:
-    """Root-relative joints from where they are seen and how far behind the root they are.
+    """Compute root-relative joints from 2D and depth.
 
     Args:
         uv: (N, T, J, 2) normalised screen.
         depth: (N, T, J) metres behind the root, joint 0.
-        root: (N, T, 1, 3) its place.
-        camera: (N, 9), of which focal length and principal point are used.
+        root: (N, T, 1, 3) position of the root.
+        camera: (N, 9); focal length and principal point are used.
     """
     relative = depth.clone()
     relative[:, :, 0] = 0
@@ -85,7 +84,7 @@ def train(
     device: torch.device,
     pad: int,
 ) -> TrainingErrors:
-    """One epoch."""
+    """Train for one epoch."""
     model_st_gcn.train()
     sums, samples = torch.zeros(3), 0
     for data in tqdm(loader, desc="train", leave=False):
@@ -119,7 +118,7 @@ def val(
     device: torch.device,
     pad: int,
 ) -> PerAction:
-    """Errors of the mean of what is said to the windows and to their mirror images."""
+    """Compute errors of the mean prediction for windows and their mirror images."""
     model_st_gcn.eval()
     errors = PerAction()
     for recording in tqdm(recordings, desc="test", leave=False):
@@ -160,11 +159,11 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Train, test every epoch, and in the end action by action."""
+    """Train, test after every epoch, and print errors by action in the end."""
     arguments = parse_arguments(given)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(arguments.seed)
-    # The root's trajectory in joint 0, the other joints relative to it
+    # The trajectory of the root in joint 0, the other joints relative to it
     train_set, test_set = read_sets(arguments, with_trajectory)
     pad = arguments.pad
     windows = Windows(train_set, (pad, pad), whole_targets=True, flip=FLIP)
@@ -184,14 +183,12 @@ def main(given: Sequence[str] | None = None) -> None:
     hook = PoseAugHook(model_st_gcn, skeleton="h36m_17", adapter=STGCNAdapter(crop_uv=0))
     hook.enabled = arguments.poseaug
 
+    parts = {"st_gcn": model_st_gcn, "optimizer": optimizer}
     if arguments.resume:
         checkpoint = checkpoints.load(arguments.resume)
         epoch, lr = checkpoint["epoch"], checkpoint["lr"]
-        model_st_gcn.load_state_dict(checkpoint["st_gcn"])
-        optimizer.load_state_dict(checkpoint["optimizer"])
+        checkpoints.restore(checkpoint, order, **parts)
         hook.load_state_dict(checkpoint["poseaug"])
-        order.set_state(checkpoint["order"])
-        checkpoints.set_random_state(checkpoint["torch_random_state"])
 
     while epoch < arguments.epochs:
         trained = train(train_loader, model_st_gcn, optimizer, hook, device, pad)
@@ -205,18 +202,15 @@ def main(given: Sequence[str] | None = None) -> None:
         lr *= factor
         for group in optimizer.param_groups:
             group["lr"] *= factor
-        # The host writes the weights alone; what goes on needs the rest beside them.
-        weights = model_st_gcn.state_dict()
-        checkpoints.save(weights, arguments.checkpoint / f"model_st_gcn_{epoch}.pth")
+        # The host writes the weights alone. To resume, the rest is needed, too.
+        weights = arguments.checkpoint / f"model_st_gcn_{epoch}.pth"
+        checkpoints.save(model_st_gcn.state_dict(), weights)
         checkpoints.save(
             {
                 "epoch": epoch,
                 "lr": lr,
-                "st_gcn": weights,
-                "optimizer": optimizer.state_dict(),
                 "poseaug": hook.state_dict(),
-                "order": order.get_state(),
-                "torch_random_state": checkpoints.random_state(),
+                **checkpoints.states(order, **parts),
             },
             arguments.checkpoint / f"training_{epoch}.pth",
         )

@@ -3,10 +3,10 @@
     python examples/train_videopose3d.py --poseaug                 # procedural motion
     python examples/train_videopose3d.py --poseaug --data FOLDER   # the files of VideoPose3D
 
-Of facebookresearch/VideoPose3D's run.py it keeps the generator with flipped copies, the camera that
-comes with each batch, the trajectory in joint 0, one model to train on windows and another to
-evaluate on whole recordings, the decay of learning rate and of BatchNorm's momentum, flipping at
-test time, the checkpoint's keys, and what is printed.
+Kept of run.py of facebookresearch/VideoPose3D: a generator with flipped copies, a camera with each
+batch, the trajectory in joint 0, one model to train on windows and another to evaluate on whole
+recordings, the decay of learning rate and BatchNorm momentum, flipping at test time, the keys of
+the checkpoint, and the printed text.
 """
 
 from __future__ import annotations
@@ -16,18 +16,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import checkpoints
 import torch
-from chunks import ChunkedGenerator, Windows, padded
-from command_line import parse, read_sets, training_parser
 from estimators import StridedTemporalModel, TemporalModel
-from h36m_files import Recording, with_trajectory
-from mirroring import mirrored
-from per_action import PerAction
+from shared import checkpoints
+from shared.chunks import ChunkedGenerator, Windows, mirrored, padded
+from shared.h36m import Recording, with_trajectory
+from shared.training import PerAction, parse, read_sets, training_parser
 from torch import Tensor
 from tqdm import tqdm
 
-from poseaug_plugin import H36M_17, PoseAugHook, PoseSource, metrics
+from poseaug_plugin import PoseAugHook, PoseSource, metrics
+from poseaug_plugin.body.presets import H36M_17
 
 Metrics: TypeAlias = Mapping[str, Callable[[Tensor, Tensor], Tensor]]
 
@@ -49,7 +48,7 @@ def train_epoch(
     hook: PoseAugHook,
     device: torch.device,
 ) -> float:
-    """One epoch; returns the mean loss in mm."""
+    """Train for one epoch; return the mean loss in mm."""
     model_pos_train.train()
     epoch_loss_3d, frames = 0.0, 0
     batches = tqdm(generator.next_epoch(), desc="train", total=len(generator), leave=False)
@@ -78,7 +77,7 @@ def evaluate(
     *,
     flip: bool,
 ) -> PerAction:
-    """Errors on whole recordings; with ``flip`` of the mean with what is said to the mirror."""
+    """Compute errors on whole recordings; with ``flip`` of the mean with the mirrored one."""
     model_pos.eval()
     errors = PerAction()
     for recording in tqdm(recordings, desc="evaluate", leave=False):
@@ -105,17 +104,17 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--channels", type=int, default=1024)
     parser.add_argument("--dropout", type=float, default=0.25)
-    parser.add_argument("--causal", action="store_true", help="see no frames to come")
+    parser.add_argument("--causal", action="store_true", help="use past frames only")
     parser.add_argument("--lr-decay", type=float, default=0.95, help="factor per epoch")
     return parse(parser, given, epochs=2, batch_size=256, channels=32, downsample=20)
 
 
 def main(given: Sequence[str] | None = None) -> None:
-    """Train, evaluate every epoch, and in the end action by action."""
+    """Train, evaluate after every epoch, and print errors by action in the end."""
     arguments = parse_arguments(given)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(arguments.seed)
-    # The root's trajectory in joint 0, the other joints relative to it
+    # The trajectory of the root in joint 0, the other joints relative to it
     train_set, test_set = read_sets(arguments, with_trajectory)
 
     options: dict[str, Any] = {
@@ -137,7 +136,7 @@ def main(given: Sequence[str] | None = None) -> None:
     optimizer = torch.optim.Adam(model_pos_train.parameters(), lr=lr, amsgrad=True)
     source = None
     if model_pos.receptive_field() > 1:
-        # Batches have 3D for one frame of each window; whole windows come from the sequences.
+        # A batch has 3D for one frame of a window. Whole windows come from the sequences.
         source = PoseSource(
             [recording.joints for recording in train_set],
             [recording.camera.intrinsics for recording in train_set],

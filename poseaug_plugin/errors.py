@@ -1,9 +1,71 @@
-"""What the package raises and warns with."""
+"""What the user is told: errors, warnings, and the checks of plain values."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from numbers import Integral, Real
+from pathlib import Path
+
+_PACKAGE = str(Path(__file__).parent) + os.sep
 
 
 class PoseAugError(ValueError):
-    """Bad input: the message says what was expected, what came, and what to do."""
+    """A call or an option that does not fit; its message says what was expected and received."""
 
 
 class PoseAugWarning(UserWarning):
-    """Something works but deserves a look: the message names the remedy."""
+    """A training that goes on, but probably not as the user means it."""
+
+
+def warn(message: str) -> None:
+    """Warn at the first line outside of this package that led here."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, PoseAugWarning, stacklevel=level)
+
+
+def check_number(
+    name: str, value: object, low: float = -math.inf, high: float = math.inf, *, whole: bool = False
+) -> None:
+    """Refuse what is no finite number in [low, high].
+
+    Raises:
+        PoseAugError: Another kind of value (a boolean is no number), NaN, or out of range.
+    """
+    kind, words = (Integral, "a whole number") if whole else (Real, "a number")
+    if isinstance(value, kind) and not isinstance(value, bool):
+        with suppress(OverflowError):  # a whole number may be larger than any float
+            number = float(value)
+            if math.isfinite(number) and low <= number <= high:
+                return
+    limits = ""
+    if math.isfinite(low) or math.isfinite(high):
+        limits = f" from {low:g} to {high:g}" if math.isfinite(high) else f", at least {low:g}"
+    raise PoseAugError(f"{name} must be {words}{limits}, got {value!r}.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        PoseAugError: Another kind of value.
+    """
+    if not isinstance(value, bool):
+        raise PoseAugError(f"{name} must be True or False, got {value!r}.")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse what is none of the choices.
+
+    Raises:
+        PoseAugError: It is none of them.
+    """
+    choices = tuple(choices)
+    if not isinstance(value, str) or value not in choices:
+        raise PoseAugError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")

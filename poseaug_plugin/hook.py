@@ -2,95 +2,100 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
+from torch.optim.optimizer import Optimizer
 from torch.utils.data import get_worker_info
 
-from .adapters import Adapter, HostPoses, PoseAdapter
-from .attachment import (
-    InertCallback,
-    check_estimator,
-    check_optimizer,
-    device_of,
-    holds_parameters,
+from .augment.augmenter import AugmentedBatch
+from .augment.policy import Operation, Policy, Spread
+from .augment.transforms import middle_frame
+from .body.presets import find_skeleton
+from .body.skeleton import Skeleton
+from .errors import PoseAugError, check_flag, check_number, warn
+from .feedback.observer import PredictionObserver
+from .host import attachment
+from .host.adapter import (
+    Adapter,
+    HostBatch,
+    HostPoses,
+    PoseAdapter,
+    mix_cameras,
+    mix_poses,
+    one_each,
 )
-from .checkpoint import as_state, from_state
-from .checks import BatchReport, check_batch, infer_skeleton
-from .config import PoseAugConfig, find_config
-from .diagnostics import Diagnostics
-from .errors import PoseAugError, PoseAugWarning
-from .estimator_error import IsolatedError, observed_error
-from .generation import Augmented
-from .isolation import own_defaults
-from .mixing import HostBatch, mixed, mixed_cameras, one_each
-from .objectives import PolicyLosses
-from .observation import PredictionObserver
-from .policy import Policy
-from .ranks import Ranks
-from .reminders import Reminders
-from .skeleton import Skeleton
-from .skeletons import find_skeleton
-from .source import PoseSource
-from .training import Losses, PolicyTrainer
-from .windows import middle_frame
+from .host.checks import BatchReport, check_batch, infer_skeleton
+from .host.sequences import PoseSource
+from .options import (
+    DefaultPreset,
+    Options,
+    Preset,
+    RandomPreset,
+    Surroundings,
+    UpdateContext,
+    check_effects,
+)
+from .reference.recipes import Paper, Released
+from .runtime.checkpoint import as_state, from_state
+from .runtime.distributed import Ranks
+from .runtime.isolation import library_defaults
+from .runtime.monitor import Diagnostics
+from .trainer import Trainer
+
+_PRESETS: dict[str, Any] = {p.name: p for p in (DefaultPreset, RandomPreset, Paper, Released)}
 
 
 class _Pending(NamedTuple):
     """An augmented batch that waits for the user's forward pass and optimizer step."""
 
-    augmented: Augmented
-    clean: HostPoses  # the host's own rows that were augmented
+    batch: AugmentedBatch
+    host: HostPoses | None  # the host's own samples that were augmented, where they are asked for
 
 
 class PoseAugHook:
     """Adds PoseAug to a training loop that already exists.
 
     ``hook.augment`` gives back a batch like the one it got, with a share of its poses augmented.
-    When the user's optimizer steps, the hook first trains its own networks: policy and critics, and
-    with ``feedback="predicted"`` a predictor of the estimator's error. The estimator, its
-    gradients, BatchNorm statistics, optimizer and the global random streams are never touched.
+    When the user's optimizer steps, the hook first trains its own networks. The estimator, its
+    gradients, BatchNorm statistics, optimizer and the global random streams are never touched. An
+    option that is None is left to the preset; values in brackets are the default preset's.
 
     Args:
         estimator: The user's 2D-to-3D network, after ``.to(device)``, DDP or ``torch.compile``.
         optimizer: Its optimizer. By default whichever steps with the estimator's parameters.
         skeleton: A `Skeleton` or the name of a preset. By default the preset that fits the batch.
         adapter: The host's format; by default VideoPose3D's (`PoseAdapter`).
-        preset: ``"default"``, ``"paper"``, ``"released"``, ``"random"``, or a `PoseAugConfig`.
+        preset: ``"default"``; ``"random"``, the same draws with nothing learned; or PoseAug as
+            published, ``"paper"`` and ``"released"`` (`reference.Paper` and `reference.Released`
+            with arguments of their own).
         source: Whole sequences, for a loop that has 2D of a window of frames and 3D of one.
-        policy: A policy of one's own, instead of the one that the options describe; is put on the
-            estimator's device, in float32.
-        real_poses_3d: (N, J, 3) poses that the 3D critic takes for real, instead of the batch's;
-            metres, every joint where it is (no trajectory in place of the root).
-        real_poses_2d: (N, J, 2) likewise for the 2D critic; need not belong to the 3D poses. With
-            ``placement="real_poses_2d"`` augmented poses are also put where these are seen.
+        policy: A policy of one's own; is put on the estimator's device, in float32.
         seed: Of the hook's own weights and noise.
-        auto_step: Train when the optimizer steps. Without, only when `step` is called: for a step
-            that is captured in a CUDA graph, in which Python does not run, or for several
-            optimizers per batch.
-        **options: Any field of `PoseAugConfig`.
+        auto_step: Train when the optimizer steps; else only when `step` is called, as for a step
+            that a CUDA graph holds, in which Python does not run.
+        spread: How widely poses are drawn (`Spread()`), in the beginning.
+        operations: Which of bone_angle, bone_length, rigid, focal_length are done (all).
+        mix: ``"replace"`` a share of the batch, or ``"append"`` an augmented copy of all of it.
+        share: Share of the batch that is replaced (0.75).
+        critic_weight: Weight of each critic in the policy's loss (0.1); at 0 there are none.
+        entropy_weight: Reward of wide draws (0.05), up to the default spreads.
+        feedback: Lower the strength of all draws while the estimator does no better on augmented
+            poses than their mean pose would (True).
+        total_updates: Optimizer steps of the whole training, for ``"paper"`` and ``"released"``,
+            which change over the training.
+        cuda_graphs: On a GPU, record the hook's own work in CUDA graphs; not with a policy of
+            one's own, which may do what cannot be recorded.
+        compile: Compile that work with `torch.compile`: a minute at the start, and for batches of
+            another size, for fewer kernels on a GPU; no gain on a CPU.
 
     Raises:
-        PoseAugError: An optimizer that cannot be hooked or holds other parameters, an unknown
-            option, an estimator under FSDP.
-
-    Example:
-        >>> hook = PoseAugHook(estimator)  # doctest: +SKIP
-        >>> for cam, batch_3d, batch_2d in loader:  # doctest: +SKIP
-        ...     inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, cam)
-        ...     loss = mpjpe(estimator(inputs_2d), root_relative(inputs_3d))
-        ...     loss.backward()
-        ...     optimizer.step()
+        PoseAugError: A wrong value, an option without effect where it is given, an optimizer that
+            cannot be hooked or holds other parameters, an estimator under FSDP.
     """
 
     def __init__(
@@ -100,101 +105,75 @@ class PoseAugHook:
         *,
         skeleton: Skeleton | str | None = None,
         adapter: Adapter | None = None,
-        preset: str | PoseAugConfig = "default",
+        preset: Literal["default", "random", "paper", "released"] | Preset = "default",
         source: PoseSource | None = None,
         policy: Policy | None = None,
-        real_poses_3d: Tensor | None = None,
-        real_poses_2d: Tensor | None = None,
         seed: int = 0,
         auto_step: bool = True,
-        **options: Any,  # noqa: ANN401
+        spread: Spread | None = None,
+        operations: tuple[Operation, ...] | None = None,
+        mix: Literal["replace", "append"] = "replace",
+        share: float | None = None,
+        critic_weight: float | None = None,
+        entropy_weight: float | None = None,
+        feedback: bool | None = None,
+        total_updates: int | None = None,
+        cuda_graphs: bool = True,
+        compile: bool = False,
     ) -> None:
-        check_estimator(estimator)
+        attachment.check_estimator(estimator)
         if optimizer is not None:
-            check_optimizer(optimizer, estimator)
-        self.config = find_config(preset, options)
+            attachment.check_optimizer(optimizer, estimator)
+        check_number("seed", seed, -(2**62), 2**62, whole=True)
+        check_flag("auto_step", auto_step)
+        self.preset = _find_preset(preset)
+        self.options = Options(
+            policy=policy,
+            spread=spread,
+            operations=operations,
+            mix=mix,
+            share=share,
+            critic_weight=critic_weight,
+            entropy_weight=entropy_weight,
+            feedback=feedback,
+            total_updates=total_updates,
+            cuda_graphs=cuda_graphs,
+            compile=compile,
+        )
+        check_effects(self.options, self.preset)
+        if source is not None and not isinstance(source, PoseSource):
+            raise PoseAugError(f"source must be a PoseSource, got {type(source).__name__}.")
         self.skeleton = None if skeleton is None else find_skeleton(skeleton)
         self.adapter: Adapter = adapter if adapter is not None else PoseAdapter()
         self.enabled = True
-        self._estimator = estimator
-        self._optimizer = optimizer
-        self._ranks = Ranks.of(estimator)
-        if Ranks.are_missed(estimator):
-            warnings.warn(
-                "PoseAugHook: several processes run, but the estimator is not in "
-                "DistributedDataParallel, so that every process trains a policy of its own. Build "
-                "the hook on the wrapped estimator.",
-                PoseAugWarning,
-                stacklevel=2,
-            )
+        self._estimator, self._optimizer, self._seed = estimator, optimizer, seed
+        self._ranks, self._source = Ranks.of(estimator), source
         if self._ranks is not None and skeleton is None:
             raise PoseAugError(
                 "PoseAugHook: with several processes every one needs the hook's networks from the "
                 "first step on, so pass skeleton='h36m_17' (or another, or a Skeleton)."
             )
-        self._source = source
-        # Nothing here may lead back to the hook: it has to go when the last reference does, since a
-        # collector that takes its callbacks away in the middle of a step would break that step.
-        config, its_adapter, ranks = self.config, self.adapter, self._ranks
-
-        def make_trainer(skeleton: Skeleton, device: torch.device) -> PolicyTrainer:
-            with own_defaults(device):
-                return PolicyTrainer(
-                    *(skeleton, config, device, seed, None if policy is None else policy.float()),
-                    *(real_poses_3d, real_poses_2d),
-                    None if source is None else source.open(its_adapter, skeleton, device),
-                    ranks,
-                )
-
-        self._make_trainer = make_trainer
-        self._trainer: PolicyTrainer | None = None
+        if policy is not None:
+            policy.float()
+        self._trainer: Trainer | None = None
+        if self.skeleton is not None:
+            self._trainer = self._make_trainer(self.skeleton, attachment.device_of(estimator))
         self._pending: _Pending | None = None
         # With several processes also where nothing is pending: the others may have something.
         self._owes_update = False
         self._observer = PredictionObserver()
-        self._reminders = Reminders(optimizer is not None)
-        if self.skeleton is not None:
-            self._trainer = self._make_trainer(self.skeleton, device_of(estimator))
-        self._handles = [
-            estimator.register_forward_hook(
-                InertCallback(self, PoseAugHook._on_forward), with_kwargs=True
-            ),
-        ]
+        self._reminders = attachment.Reminders(optimizer is not None)
+        on_forward = attachment.InertCallback(self, PoseAugHook._on_forward)
+        self._handle = estimator.register_forward_hook(on_forward, with_kwargs=True)
+        self._is_attached = True
+        weakref.finalize(self, self._handle.remove)
         if auto_step:
-            # For every optimizer: which one trains the estimator shows when it steps.
-            call = InertCallback(self, PoseAugHook._on_optimizer_step)
-            self._handles.append(register_optimizer_step_pre_hook(call))
-            # Nothing waits any more then, but for what the step's own closure has augmented.
-            self._handles.append(register_optimizer_step_post_hook(call))
-        for handle in self._handles:
-            weakref.finalize(self, handle.remove)
+            attachment.watch_optimizers(self, PoseAugHook._on_optimizer_step)
 
     def __repr__(self) -> str:
         skeleton = self.skeleton.name if self.skeleton else "not known yet"
         updates = self._trainer.num_updates if self._trainer else 0
         return f"PoseAugHook(skeleton={skeleton}, updates={updates}, enabled={self.enabled})"
-
-    # -- the user's loop -------------------------------------------------------------------------
-
-    @overload
-    def augment(
-        self,
-        inputs_2d: Tensor,
-        inputs_3d: Tensor,
-        camera: Any = None,  # noqa: ANN401
-        *,
-        return_camera: Literal[False] = False,
-    ) -> HostPoses: ...
-
-    @overload
-    def augment(
-        self,
-        inputs_2d: Tensor,
-        inputs_3d: Tensor,
-        camera: Any = None,  # noqa: ANN401
-        *,
-        return_camera: Literal[True],
-    ) -> HostBatch: ...
 
     def augment(
         self,
@@ -203,7 +182,7 @@ class PoseAugHook:
         camera: Any = None,
         *,
         return_camera: bool = False,
-    ) -> HostPoses | HostBatch:
+    ) -> Any:
         """Augment a batch; call it before the root's trajectory is thrown away.
 
         Args:
@@ -226,74 +205,52 @@ class PoseAugHook:
         Raises:
             PoseAugError: Wrong shapes, dtypes or devices; nothing has changed then.
         """
-        batch = self._augmented(inputs_2d, inputs_3d, camera, keeps_cameras=not return_camera)
-        return batch if return_camera else HostPoses(batch.inputs_2d, batch.inputs_3d)
+        batch = HostBatch(inputs_2d, inputs_3d, camera)
+        if self._is_on:
+            batch = self._augmented(batch, return_camera)
+        elif return_camera:
+            batch = batch._replace(camera=one_each(camera, len(inputs_3d)))
+        return batch if return_camera else HostPoses(*batch[:2])
 
-    def _augmented(
-        self,
-        inputs_2d: Tensor,
-        inputs_3d: Tensor,
-        camera: Any,  # noqa: ANN401
-        *,
-        keeps_cameras: bool,
-    ) -> HostBatch:
-        if not self._is_on:
-            return _untouched(inputs_2d, inputs_3d, camera, keeps_cameras)
-        if torch.is_inference_mode_enabled():
-            raise PoseAugError(
-                "PoseAugHook.augment was called under torch.inference_mode(), where nothing can be "
-                "trained; call it in the training loop only, or use torch.no_grad()."
-            )
+    def _augmented(self, given: HostBatch, return_camera: bool) -> HostBatch:
+        place = "under torch.inference_mode()" if torch.is_inference_mode_enabled() else ""
         if get_worker_info() is not None:
+            place = "in a worker of a DataLoader"
+        if place:
             raise PoseAugError(
-                "PoseAugHook.augment was called in a worker of a DataLoader, from where nothing "
-                "gets back to be trained; call it in the training loop."
+                f"PoseAugHook.augment was called {place}, where nothing can be trained; call it in "
+                "the training loop."
             )
-        trainer = self._ready_trainer(inputs_2d, inputs_3d, camera)
-        if trainer.augmenter.count_of(inputs_3d.shape[0]) < 2:
+        trainer = self._ready_trainer(*given)
+        inputs_2d, inputs_3d, camera = given
+        size = inputs_3d.shape[0]
+        if trainer.augmenter.count_of(size) < 2:
             self._forget()
             self._owes_update = self._ranks is not None
-            self._reminders.too_small(inputs_3d.shape[0], self.config.share)
-            return _untouched(inputs_2d, inputs_3d, camera, keeps_cameras)
-        self._reminders.augmenting()
+            self._reminders.too_small(size, trainer.augmenter.share)
+            return given._replace(camera=one_each(camera, size)) if return_camera else given
         skeleton = trainer.skeleton
-        with torch.no_grad(), own_defaults(inputs_3d.device):
+        with torch.no_grad(), library_defaults(inputs_3d.device):
             poses = self.adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
-            augmented = trainer.augment(poses, keeps_cameras or camera is None)
-            rows, places = augmented.rows, augmented.places
-            clean = HostPoses(inputs_2d.detach()[rows], inputs_3d.detach()[rows])
-            made = self.adapter.encode(
-                augmented.joints[places], augmented.keypoints[places], clean, skeleton
-            )
-            returned = HostPoses(
-                *(
-                    mixed(original, new, old, rows, augmented.valid, self.config.mix)
-                    for original, new, old in zip((inputs_2d, inputs_3d), made, clean, strict=True)
-                )
-            )
-        self._reminders.augmented(augmented.usable)
-        self._pending, self._owes_update = _Pending(augmented, clean), True
+            batch = trainer.augment(poses, not return_camera or camera is None)
+            host = HostPoses(inputs_2d, inputs_3d)
+            replaced = HostPoses(*(x.detach().index_select(0, batch.sources) for x in host))
+            made = self.adapter.encode(batch.joints, batch.keypoints, replaced, skeleton)
+            how = batch.sources, batch.accepted, trainer.augmenter.appends
+            returned = mix_poses(host, made, replaced, *how)
+        self._reminders.augmented(batch.batch.usable)
+        self._pending, self._owes_update = _Pending(batch, replaced), True
         self._observer.expect(returned.inputs_2d)
-        if keeps_cameras:
-            return HostBatch(*returned, camera)
-        cameras = mixed_cameras(
-            camera,
-            *(augmented.intrinsics, rows, augmented.valid),
-            *(inputs_3d.shape[0], self.config.mix),
-        )
-        return HostBatch(*returned, cameras)
+        if return_camera:
+            camera = mix_cameras(camera, batch.intrinsics, *how, size)
+        return HostBatch(*returned, camera)
 
     def observe(self, prediction: Tensor) -> None:
         """Tell the hook what the estimator said to the last augmented batch.
 
         Only needed where the hook cannot see it: an estimator that is not called as a module, or
-        whose output is not the pose. Detached at once.
-
-        Args:
-            prediction: As the adapter's `predicted_joints` takes it: (B, T, J, 3) or flattened.
-
-        Raises:
-            PoseAugError: Not a tensor.
+        whose output is not the pose. ``prediction`` is what the adapter's `predicted_joints` takes,
+        (B, T, J, 3) or flattened, and is detached at once. Raises `PoseAugError` for no tensor.
         """
         if not isinstance(prediction, Tensor):
             kind = type(prediction).__name__
@@ -304,16 +261,11 @@ class PoseAugHook:
         """Train the hook's networks on the last augmented batch.
 
         Called by itself right before the optimizer steps (right after, where the step's closure
-        augments); only where the optimizer cannot be hooked, or with ``auto_step=False``, it has to
-        be called by hand before ``optimizer.step()``. Does nothing when there is nothing new, so
-        calling it twice is safe.
-
-        Raises:
-            RuntimeError: Something failed. The estimator's weights are as they were.
+        augments); only where the optimizer cannot be hooked, or with ``auto_step=False``, call it
+        by hand before ``optimizer.step()``. Does nothing where there is nothing new. Where
+        something fails, it raises RuntimeError; the estimator's weights are as they were.
         """
         self._train(skip=None)
-
-    # -- control ---------------------------------------------------------------------------------
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -326,44 +278,34 @@ class PoseAugHook:
 
     def remove(self) -> None:
         """Detach from estimator and optimizer for good; batches then pass through unchanged."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self.enabled = False
+        self._handle.remove()
+        attachment.unwatch_optimizers(self)
+        self.enabled = self._is_attached = False
         self._forget()
 
     @property
     def _is_on(self) -> bool:
-        return self.enabled and bool(self._handles)
-
-    # -- looking inside --------------------------------------------------------------------------
+        return self.enabled and self._is_attached
 
     @property
     def policy(self) -> Policy:
-        """The policy.
-
-        Raises:
-            PoseAugError: No batch has come and no skeleton was given, so there is none yet.
-        """
+        """The policy; `PoseAugError` before the first batch, if no skeleton was given."""
         return self._existing_trainer().policy
 
     @property
-    def losses(self) -> Losses:
-        """Losses of every network's last update: tensors on the device, nothing waits for them."""
-        policy, *others = self._existing_trainer().losses
-        return Losses(PolicyLosses(*(x.clone() for x in policy)), *(x.clone() for x in others))
+    def losses(self) -> dict[str, Tensor]:
+        """Losses of the last updates by name: the policy's, its terms' and the critics'.
+
+        0-d tensors on the device, so that nothing waits for them; NaN before the first update.
+        """
+        return {name: loss.clone() for name, loss in self._existing_trainer().losses.items()}
 
     def diagnostics(self) -> Diagnostics:
         """Running figures as plain numbers (this syncs the device), with warnings where due."""
         trainer = self._existing_trainer()
         return trainer.monitor.read(trainer.num_updates)
 
-    def check_batch(
-        self,
-        inputs_2d: Tensor,
-        inputs_3d: Tensor,
-        camera: Any = None,  # noqa: ANN401
-    ) -> BatchReport:
+    def check_batch(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any = None) -> BatchReport:
         """Say in words what looks wrong with a batch: unit, root, camera, joint order, 2D range.
 
         Reads values and changes nothing; arguments as for `augment`.
@@ -375,8 +317,6 @@ class PoseAugHook:
         target_frame = middle_frame if self._source is None else self._source.target_frame
         return check_batch(self.adapter, inputs_2d, inputs_3d, camera, skeleton, target_frame)
 
-    # -- checkpoints -----------------------------------------------------------------------------
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during training, as tensors and plain values.
 
@@ -384,60 +324,78 @@ class PoseAugHook:
         next `augment`.
         """
         trainer = self._trainer
-        if trainer is None:
-            return as_state(None, None)
-        return as_state(trainer.skeleton, trainer.state_dict())
+        return as_state(self.skeleton, None if trainer is None else trainer.state_dict())
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`: on a CPU bit for bit, on a GPU but for rounding.
 
-        Raises:
-            PoseAugError: The state does not fit; nothing has changed then.
+        Raises `PoseAugError` for a state that does not fit; nothing has changed then.
         """
         try:
             saved = from_state(state, self.skeleton)
             trainer = self._trainer
+            if saved is None and trainer is not None and trainer.num_updates:
+                raise PoseAugError(
+                    "it was saved before the first batch, and this hook has learned already; to "
+                    "start anew make another."
+                )
             if saved is None:
-                if trainer is not None and trainer.num_updates:
-                    raise PoseAugError(
-                        "it was saved before the first batch, and this hook has learned already; "
-                        "to start anew make another."
-                    )
                 return
             if trainer is None:
-                trainer = self._make_trainer(saved.skeleton, device_of(self._estimator))
+                trainer = self._make_trainer(saved.skeleton, attachment.device_of(self._estimator))
             trainer.load_state_dict(saved.training)
         except PoseAugError as problem:
             raise PoseAugError(f"PoseAugHook.load_state_dict: {problem}") from problem
         self._trainer, self.skeleton = trainer, saved.skeleton
         self._forget()
 
-    # -- behind the scenes -----------------------------------------------------------------------
+    def _make_trainer(self, skeleton: Skeleton, device: torch.device) -> Trainer:
+        generator, adapter, source = torch.Generator(device), self.adapter, self._source
+        surroundings = Surroundings(self._estimator, adapter, skeleton, generator)
+        with library_defaults(device):
+            windows = None if source is None else source.open(adapter, skeleton, device)
+            return Trainer(
+                *(self.preset, self.options, surroundings),
+                seed=self._seed,
+                windows=windows,
+                ranks=self._ranks,
+            )
 
-    def _existing_trainer(self) -> PolicyTrainer:
+    def _existing_trainer(self) -> Trainer:
         if self._trainer is None:
             raise PoseAugError(
                 "PoseAugHook has no networks yet: call hook.augment(...) once, or pass skeleton=..."
             )
         return self._trainer
 
-    def _refuse_misfits(self, call: str, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> int:  # noqa: ANN401
+    def _refuse_misfits(self, call: str, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> int:
         """Number of joints, after `Adapter.check` and a look at the frames."""
-        skeleton = self.skeleton
-        count = skeleton.num_joints if skeleton else None
-        if count is None:
-            count = self.adapter.num_joints(inputs_3d) if isinstance(inputs_3d, Tensor) else 0
+        skeleton, count = self.skeleton, 0
+        if skeleton is not None:
+            count = skeleton.num_joints
+        elif isinstance(inputs_3d, Tensor):
+            count = self.adapter.num_joints(inputs_3d)
         problem = self.adapter.check(inputs_2d, inputs_3d, camera, count)
-        problem = problem or self._missing_frames(inputs_2d, inputs_3d)
+        shapes = [] if problem else [tuple(x.shape) for x in (inputs_2d, inputs_3d)]
+        windows = self._source is None and all(len(shape) == 4 for shape in shapes)
+        if shapes and windows and shapes[0][1] != shapes[1][1]:
+            problem = (
+                f"inputs_2d {shapes[0]} and inputs_3d {shapes[1]} must have the same frames, since "
+                "a window is moved as a whole. Where the loop has 3D of the lifted frame only, "
+                "give the hook the training sequences: "
+                "PoseAugHook(model, source=PoseSource(poses_train, cameras_train))"
+            )
         if problem:
-            known = f" for skeleton {skeleton.name!r}" if skeleton else ""
+            known = "" if skeleton is None else f" for skeleton {skeleton.name!r}"
             raise PoseAugError(f"PoseAugHook.{call}: {problem}{known}.")
         return count
 
-    def _ready_trainer(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> PolicyTrainer:  # noqa: ANN401
+    def _ready_trainer(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> Trainer:
         count = self._refuse_misfits("augment", inputs_2d, inputs_3d, camera)
         trainer, device = self._trainer, inputs_3d.device
-        home = device_of(self._estimator) if trainer is None else trainer.generator.device
+        home = (
+            attachment.device_of(self._estimator) if trainer is None else trainer.generator.device
+        )
         if device != home:
             raise PoseAugError(
                 f"PoseAugHook.augment: the batch must be on {home}, where the estimator was when "
@@ -445,87 +403,68 @@ class PoseAugHook:
             )
         if trainer is None:
             skeleton = infer_skeleton(self.adapter, inputs_2d, inputs_3d, camera)
-            warnings.warn(
+            warn(
                 f"PoseAugHook: took skeleton={skeleton.name!r} for poses with {count} joints; pass "
-                "it to be sure and to silence this.",
-                PoseAugWarning,
-                stacklevel=4,
+                "it to be sure and to silence this."
             )
             trainer = self._make_trainer(skeleton, device)
             self.skeleton, self._trainer = skeleton, trainer
         return trainer
 
-    def _missing_frames(self, inputs_2d: Tensor, inputs_3d: Tensor) -> str:
-        """What is wrong where 3D lacks frames that 2D has, and there is no source of them."""
-        shapes = tuple(inputs_2d.shape), tuple(inputs_3d.shape)
-        windows = all(len(shape) == 4 for shape in shapes)
-        if self._source is not None or not windows or shapes[0][1] == shapes[1][1]:
-            return ""
-        return (
-            f"inputs_2d {shapes[0]} and inputs_3d {shapes[1]} must have the same frames, since a "
-            "window is moved as a whole. Where the loop has 3D of the lifted frame only, give the "
-            "hook the training sequences: PoseAugHook(model, source=PoseSource(poses_train, "
-            "cameras_train))"
-        )
-
     def _forget(self) -> None:
         self._pending, self._owes_update = None, False
-        self._observer.forget()
+        self._observer.expect(None)
 
-    def _on_forward(self, *call: Any) -> None:  # noqa: ANN401
+    def _on_forward(self, *call: Any) -> None:
         if self._pending is not None and self._is_on:
             self._observer.on_forward(*call)
 
-    def _on_optimizer_step(self, optimizer: Optimizer, *_: Any) -> None:  # noqa: ANN401
+    def _on_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Train, if this is the estimator's optimizer; called before and after every step."""
         if not self._owes_update:
             return
         named = self._optimizer
-        if optimizer is named or (named is None and holds_parameters(optimizer, self._estimator)):
+        if optimizer is named or (
+            named is None and attachment.holds_parameters(optimizer, self._estimator)
+        ):
             # With a fused optimizer, GradScaler lets the step happen and has the device undo it.
             self._train(skip=getattr(optimizer, "found_inf", None))
 
     def _train(self, skip: Tensor | None) -> None:
-        pending, prediction, is_due = self._pending, self._observer.prediction, self._owes_update
+        pending, is_due = self._pending, self._owes_update
+        prediction = self._observer.prediction
         self._forget()
         if not self._is_on or not is_due:
             return
         self._reminders.updating()
-        trainer, adapter = self._existing_trainer(), self.adapter
-        ask = None
+        trainer = self._existing_trainer()
+        batch, host = (None, None) if pending is None else pending
         try:
-            with torch.enable_grad(), own_defaults(trainer.generator.device) as defaults:
-                if pending is None:
-                    trainer.update(None, skip=skip)  # the other ranks may have something to learn
-                    return
-                seen = observed_error(prediction, pending.augmented, adapter, trainer.skeleton)
-                if seen is None and self.config.feedback == "predicted":
-                    self._reminders.blind(prediction, trainer.skeleton.num_joints)
-                if self.config.feedback == "estimator":
-                    ask = IsolatedError(
-                        self._estimator,
-                        pending.clean,
-                        pending.augmented,
-                        adapter,
-                        trainer.skeleton,
-                        self.config,
-                        trainer.generator,
-                        defaults,
-                    )
-                trainer.update(pending.augmented, seen, ask, skip)
+            with torch.enable_grad(), library_defaults(trainer.generator.device) as defaults:
+                context = UpdateContext(trainer.num_updates, batch, host, defaults)
+                trainer.update(batch, self._predicted_joints(prediction), skip, context)
         except Exception as failure:
             raise RuntimeError(
                 f"PoseAugHook.step failed ({type(failure).__name__}: {failure}). The estimator has "
                 "not been changed by it. hook.enabled = False trains on without augmentation."
             ) from failure
 
+    def _predicted_joints(self, prediction: Tensor | None) -> Tensor | None:
+        """(N, T, J, 3) metres; None where the prediction is missing or not readable."""
+        if prediction is None or self._trainer is None:
+            return None
+        try:
+            return self.adapter.predicted_joints(prediction, self._trainer.skeleton)
+        except (RuntimeError, ValueError, IndexError):
+            return None
 
-def _untouched(
-    inputs_2d: Tensor,
-    inputs_3d: Tensor,
-    camera: Any,  # noqa: ANN401
-    keeps_cameras: bool,
-) -> HostBatch:
-    """The very tensors; cameras that go out are one each, as those of an augmented batch."""
-    if not keeps_cameras:
-        camera = one_each(camera, len(inputs_3d))
-    return HostBatch(inputs_2d, inputs_3d, camera)
+
+def _find_preset(preset: str | Preset) -> Preset:
+    if isinstance(preset, str) and preset in _PRESETS:
+        return _PRESETS[preset]()
+    if isinstance(preset, str) or not hasattr(preset, "build"):
+        raise PoseAugError(
+            f"preset must be one of {', '.join(_PRESETS)}, or one of reference.recipes with "
+            f"arguments, got {preset!r}."
+        )
+    return preset

@@ -1,9 +1,10 @@
-"""How good predicted poses are: the field's metrics, batched, on any device.
+"""The field's metrics of predicted poses, batched, on any device.
 
-Every function takes poses (..., joints, 3), any number of leading axes, and answers in their unit:
-metres in, metres out. Nothing is made root-relative here; do that first where a protocol asks for
+Every function takes ``predicted`` and ``target`` (..., J, 3), any number of leading axes, and
+answers in their unit: metres in, metres out. ``reduction="mean"`` gives a scalar, ``"none"`` one
+error per pose (...). Nothing is made root-relative here; do that first where a protocol asks for
 it. Half precision is evaluated and returned in float32. NaN joints give NaN errors and count as
-wrong in `pck` and `auc`.
+wrong in `pck` and `auc`. Shapes, dtypes or a reduction that do not fit raise `PoseAugError`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .errors import PoseAugError
+from .errors import PoseAugError, check_choice
 
 Reduction = Literal["mean", "none"]
 
@@ -31,20 +32,9 @@ def mpjpe(
 ) -> Tensor:
     """Mean per-joint position error: Human3.6M protocol 1 (Ionescu et al. 2014).
 
-    Usable as a loss: its gradient is 0, not NaN, where a joint is hit exactly.
-
-    Args:
-        predicted: (..., J, 3).
-        target: (..., J, 3).
-        weights: Factors that broadcast to (..., J), for example (..., 1) for one per pose. The
-            weighted errors are averaged, not divided by the sum of the weights (VideoPose3D).
-        reduction: ``"mean"`` over everything, or ``"none"``.
-
-    Returns:
-        A scalar, or one error per pose (...) for ``"none"``.
-
-    Raises:
-        PoseAugError: Shapes, a dtype or ``reduction`` do not fit.
+    Usable as a loss: its gradient is 0, not NaN, where a joint is hit exactly. ``weights`` are
+    factors that broadcast to (..., J), for example (..., 1) for one per pose; the weighted errors
+    are averaged, not divided by the sum of the weights (VideoPose3D).
 
     Example:
         >>> target = torch.zeros(2, 17, 3)
@@ -67,19 +57,9 @@ def p_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean")
     """MPJPE after the best similarity transform: Human3.6M protocol 2 (Ionescu et al. 2014).
 
     Each prediction is moved, rotated and scaled to its target by least squares (Procrustes; Umeyama
-    1991). Mirroring is not allowed, so a left/right swap stays an error.
-
-    Args:
-        predicted: (..., J, 3). All joints in one point: its centroid is aligned.
-        target: (..., J, 3).
-        reduction: ``"mean"`` over everything, or ``"none"``.
-
-    Returns:
-        A scalar, or one error per pose (...) for ``"none"``. Differentiable, but no loss: the
-        gradient is NaN where the best rotation is not unique.
-
-    Raises:
-        PoseAugError: Shapes, a dtype or ``reduction`` do not fit.
+    1991). Mirroring is not allowed, so a left/right swap stays an error. Of a prediction with all
+    joints in one point the centroid is aligned. Differentiable, but no loss: the gradient is NaN
+    where the best rotation is not unique.
 
     Example:
         >>> target = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
@@ -108,16 +88,7 @@ def p_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean")
 def n_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
     """MPJPE after the best scaling of each prediction about the origin (Rhodin et al. 2018).
 
-    Args:
-        predicted: (..., J, 3), root-relative as a rule: the origin is the fixed point.
-        target: (..., J, 3).
-        reduction: ``"mean"`` over everything, or ``"none"``.
-
-    Returns:
-        A scalar, or one error per pose (...) for ``"none"``.
-
-    Raises:
-        PoseAugError: Shapes, a dtype or ``reduction`` do not fit.
+    Poses are root-relative as a rule: the origin is the fixed point.
 
     Example:
         >>> target = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
@@ -134,21 +105,11 @@ def n_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean")
 
 
 def mpjve(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
-    """Mean per-joint velocity error: how much a sequence jitters (Pavllo et al. 2019).
+    """Mean per-joint velocity error of sequences (..., T, J, 3), T >= 2 (Pavllo et al. 2019).
 
-    Velocities are differences of neighbouring frames, in the unit of the input per frame. (The code
-    released with the paper differences axis 0; here it is always the time axis, -3.)
-
-    Args:
-        predicted: (..., T, J, 3), at least two frames.
-        target: (..., T, J, 3).
-        reduction: ``"mean"`` over everything, or ``"none"``.
-
-    Returns:
-        A scalar, or one error per sequence (...) for ``"none"``.
-
-    Raises:
-        PoseAugError: Shapes, a dtype or ``reduction`` do not fit.
+    It tells how much a sequence jitters. Velocities are differences of neighbouring frames, in the
+    unit of the input per frame. (The code released with the paper differences axis 0; here it is
+    always the time axis, -3.)
 
     Example:
         >>> target = torch.zeros(10, 17, 3)
@@ -166,21 +127,11 @@ def mpjve(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean") -
 
 
 def pck(predicted: Tensor, target: Tensor, *, threshold: float = 0.150) -> Tensor:
-    """Percentage of correct keypoints in 3D, 3DPCK (Mehta et al. 2017, MPI-INF-3DHP).
+    """Percentage of correct keypoints in 3D, 3DPCK (Mehta et al. 2017): a scalar in [0, 100].
 
-    Every joint passed counts. A root joint at the origin in both poses is always correct: drop it
+    An error below ``threshold``, in the unit of the poses, is correct; by default 150 mm. Every
+    joint passed counts. A root joint at the origin in both poses is always correct: drop it
     beforehand, or keep it to compare with the released PoseAug numbers.
-
-    Args:
-        predicted: (..., J, 3).
-        target: (..., J, 3).
-        threshold: An error below it is correct; in the unit of the poses, by default 150 mm.
-
-    Returns:
-        A scalar in [0, 100].
-
-    Raises:
-        PoseAugError: Shapes or a dtype do not fit.
 
     Example:
         >>> predicted = torch.tensor([[0.1, 0.0, 0.0], [0.2, 0.0, 0.0]])
@@ -199,17 +150,6 @@ def auc(
     The usual thresholds start at 0, below which no error lies, so a perfect prediction gets 30/31:
     96.8.
 
-    Args:
-        predicted: (..., J, 3).
-        target: (..., J, 3).
-        thresholds: In the unit of the poses, by default 0, 5, ... 150 mm.
-
-    Returns:
-        A scalar in [0, 100].
-
-    Raises:
-        PoseAugError: Shapes or a dtype do not fit, or there are no thresholds.
-
     Example:
         >>> auc(torch.full((17, 3), 0.1), torch.zeros(17, 3), thresholds=[0.1, 0.2, 0.3, 0.4])
         tensor(75.)
@@ -225,14 +165,12 @@ def auc(
 
 def _checked(name: str, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both poses in one dtype that can be computed with, or an error that begins with ``name``."""
-    if predicted.dim() < 2 or predicted.shape[-1] != 3:
+    shape, wanted = tuple(predicted.shape), tuple(target.shape)
+    if predicted.dim() < 2 or shape[-1] != 3:
+        raise PoseAugError(f"{name}: predicted must be (..., joints, 3), got {shape}.")
+    if shape != wanted:
         raise PoseAugError(
-            f"{name}: predicted must be (..., joints, 3), got {tuple(predicted.shape)}."
-        )
-    if predicted.shape != target.shape:
-        raise PoseAugError(
-            f"{name}: predicted and target must have the same shape, "
-            f"got {tuple(predicted.shape)} and {tuple(target.shape)}."
+            f"{name}: predicted and target must have the same shape, got {shape} and {wanted}."
         )
     if not (predicted.is_floating_point() and target.is_floating_point()):
         raise PoseAugError(
@@ -265,8 +203,5 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _reduce(name: str, values: Tensor, reduction: str) -> Tensor:
-    if reduction == "mean":
-        return values.mean()
-    if reduction == "none":
-        return values
-    raise PoseAugError(f"{name}: reduction must be mean or none, got {reduction!r}.")
+    check_choice(f"{name}: reduction", reduction, ("mean", "none"))
+    return values.mean() if reduction == "mean" else values

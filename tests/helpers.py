@@ -10,12 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from poseaug_plugin.augmentation import bend_bones, scale_bones
-from poseaug_plugin.bones import bones_to_joints, joints_to_bones, per_bone
-from poseaug_plugin.discriminators import KeypointDiscriminator, PartKCSDiscriminator
-from poseaug_plugin.regressor_policy import RegressorPolicy
-from poseaug_plugin.skeleton import Skeleton
-from poseaug_plugin.skeletons import H36M_16
+from poseaug_plugin.adversary.critics import KeypointCritic, PartKCSCritic
+from poseaug_plugin.augment.transforms import (
+    AugmentationInputs,
+    AugmentedPoses,
+    GeneratedPoses,
+    bend_directions,
+    generated_poses,
+    identity_parameters,
+)
+from poseaug_plugin.body.bones import bone_lengths, bones_to_joints, joints_to_bones, per_bone
+from poseaug_plugin.body.camera import project_points
+from poseaug_plugin.body.poses import CanonicalBatch
+from poseaug_plugin.body.presets import H36M_16
+from poseaug_plugin.body.skeleton import Skeleton
+from poseaug_plugin.reference.regressors import RegressorPolicy
 
 GOLDEN = Path(os.environ.get("POSEAUG_GOLDEN", Path(__file__).parent / "golden"))
 
@@ -42,15 +51,27 @@ def agree(actual: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
         assert float((actual - expected).detach().abs().max()) <= limit
 
 
+def leaf(tensor: Tensor) -> Tensor:
+    """A copy of which gradients are asked."""
+    return tensor.clone().requires_grad_()
+
+
+def gradient(of: Tensor, wrt: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Of ``sum(of * weights)``, or of a scalar."""
+    return torch.autograd.grad(of, wrt, weights, retain_graph=True)[0]
+
+
 def bent_joints(joints: Tensor, offset: Tensor, skeleton: Skeleton) -> Tensor:
     """Joints (B, T, J, 3) with their bones turned, the root where it was."""
-    bones = bend_bones(joints_to_bones(joints, skeleton), offset)
-    return bones_to_joints(bones, skeleton, joints[..., skeleton.root, :])
+    bones = joints_to_bones(joints, skeleton)
+    lengths = bone_lengths(bones).unsqueeze(-1)
+    bent = bend_directions(bones / lengths, offset) * lengths
+    return bones_to_joints(bent, skeleton, joints[..., skeleton.root, :])
 
 
 def scaled_joints(joints: Tensor, ratio: Tensor, skeleton: Skeleton) -> Tensor:
     """Joints (..., J, 3) with their bones stretched, the root where it was."""
-    bones = scale_bones(joints_to_bones(joints, skeleton), ratio)
+    bones = joints_to_bones(joints, skeleton) * (1 + ratio).unsqueeze(-1)
     return bones_to_joints(bones, skeleton, joints[..., skeleton.root, :])
 
 
@@ -81,6 +102,49 @@ def h36m_intrinsics(batch: int) -> Tensor:
     """Human3.6M's four cameras in turn, (B, 9) float64."""
     cameras = golden("camera")["intrinsics"]
     return cameras[torch.arange(batch) % len(cameras)]
+
+
+def generated(
+    clean: Tensor,
+    bent: Tensor | None = None,
+    keypoints: Tensor | None = None,
+    ratio: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> GeneratedPoses:
+    """What critics and terms see of single poses of `H36M_16`; each None leaves as it was.
+
+    Args:
+        clean: (B, J, 3), seen by a pinhole camera of focal length 1.
+        bent: (B, J, 3), which are also the moved ones.
+        keypoints: (B, J, 2) of the augmented poses.
+        ratio: (B, bones) of bone lengths.
+        weights: (B,).
+    """
+    bent = clean if bent is None else bent
+    intrinsics = clean.new_tensor([1.0, 1.0, *[0.0] * 7]).expand(len(clean), 9)
+    keypoints = project_points(bent, intrinsics) if keypoints is None else keypoints
+    poses = CanonicalBatch(
+        clean[:, None],
+        project_points(clean, intrinsics)[:, None],
+        intrinsics,
+        torch.ones(len(clean), dtype=torch.bool),
+    )
+    parameters = identity_parameters(poses.joints, H36M_16)
+    if ratio is not None:
+        parameters = parameters._replace(bone_length_ratio=ratio[:, None])
+    made = generated_poses(
+        AugmentationInputs(poses, clean.new_zeros(len(clean), 0), None, True),
+        parameters,
+        AugmentedPoses(bent[:, None], bent[:, None], bent[:, None]),
+        keypoints[:, None],
+        intrinsics,
+    )
+    return made if weights is None else made._replace(weights=weights)
+
+
+def lifted(keypoints: Tensor) -> Tensor:
+    """Poses (B, J, 3) that the camera of `generated` sees at (B, J, 2) keypoints."""
+    return torch.cat([keypoints, torch.ones_like(keypoints[..., :1])], -1)
 
 
 # -- the reference code's weights ------------------------------------------------------------------
@@ -185,22 +249,29 @@ def reference_critic_3d_names(layer: str, kind: str) -> list[str]:
     ]
 
 
-def load_reference_critic_3d(state: Mapping[str, Tensor]) -> PartKCSDiscriminator:
+def gathered_entries(weight: Tensor, critic: PartKCSCritic) -> Tensor:
+    """Of first-layer weights (parts, width, bones * bones) the columns that the critic keeps."""
+    columns = critic.entries.unsqueeze(1).expand(-1, weight.shape[1], -1)
+    return weight.gather(2, columns)
+
+
+def load_reference_critic_3d(state: Mapping[str, Tensor]) -> PartKCSCritic:
     """The reference's 3D critic (``d3d/*``, keys without the prefix) in float64."""
     last_width, width = state["kcs_path_1/layer_last/weight"].shape
-    critic = PartKCSDiscriminator(H36M_16, width=width, last_width=last_width).double()
+    critic = PartKCSCritic(H36M_16, width=width, last_width=last_width).double()
     ours = {
         f"{layer}.{kind}": torch.stack([state[n] for n in reference_critic_3d_names(layer, kind)])
         for layer in REFERENCE_3D_LAYERS
         for kind in ("weight", "bias")
     }
+    ours["layer_1.weight"] = gathered_entries(ours["layer_1.weight"], critic)
     critic.load_state_dict(ours)
     return critic
 
 
-def load_reference_critic_2d(state: Mapping[str, Tensor]) -> KeypointDiscriminator:
+def load_reference_critic_2d(state: Mapping[str, Tensor]) -> KeypointCritic:
     """The reference's 2D critic (``d2d/*``, keys without the prefix) in float64."""
-    critic = KeypointDiscriminator(H36M_16, width=len(state["pose_layer_1/bias"])).double()
+    critic = KeypointCritic(H36M_16, width=len(state["pose_layer_1/bias"])).double()
     critic.load_state_dict(
         {
             f"{layer}.{kind}": state[f"{name}/{kind}"]

@@ -6,9 +6,10 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,31 +17,67 @@ from helpers import h36m_intrinsics, human_poses
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from poseaug_plugin import H36M_16, PoseAugHook, Skeleton, project_points, root_relative
+from poseaug_plugin import HostPoses, PoseAugHook, Skeleton, project_points, root_relative
+from poseaug_plugin.augment.policy import Policy
+from poseaug_plugin.body.presets import H36M_16
+from poseaug_plugin.options import DefaultPreset, Options, Surroundings, Training
+from poseaug_plugin.reference.recipes import Paper, Released
+from poseaug_plugin.reference.regressors import RegressorPolicy
+from poseaug_plugin.runtime.optimizer import GuardedAdam
 
-SMALL = {"width": 32, "pool_capacity": 40}
-# With every network that a hook can have.
-SMALL_AND_WHOLE = {**SMALL, "feedback": "predicted"}
+
+class SmallDefault(DefaultPreset):
+    """The default preset with a small pool, so that it fills, and other changes.
+
+    Args:
+        critic_interval: Of every critic.
+        policy: Makes the policy, which would else be the default's.
+        changes: Fields of the `Training` that is made.
+    """
+
+    def __init__(
+        self,
+        *,
+        critic_interval: int | None = None,
+        policy: Callable[[Skeleton], Policy] | None = None,
+        **changes: Any,
+    ) -> None:
+        self.critic_interval, self.policy = critic_interval, policy
+        self.changes = {"pool_capacity": 40, **changes}
+
+    def build(self, options: Options, surroundings: Surroundings) -> Training:
+        if self.policy is not None:
+            options = replace(options, policy=self.policy(surroundings.skeleton))
+        training = super().build(options, surroundings)
+        if self.critic_interval is not None:
+            for critic in training.critics:
+                critic.interval = self.critic_interval
+        return training._replace(**self.changes)
+
+
+SMALL: dict[str, Any] = {"preset": SmallDefault()}
+PUBLISHED: dict[str, Any] = {"width": 32, "pool_capacity": 40, "warmup": 0.0}
 
 # What a hook can be, by name: preset and options.
 HOOKS: dict[str, dict[str, Any]] = {
-    "default": {"preset": "default"},
-    "predicted": {"feedback": "predicted"},
-    "estimator, frozen": {"feedback": "estimator", "estimator_mode": "frozen"},
-    "estimator, as found": {"feedback": "estimator", "estimator_mode": "as_found"},
-    "released": {"preset": "released", "total_updates": 20},
-    "paper": {"preset": "paper", "total_updates": 20},
+    "default": {},
+    "without feedback": {"feedback": False},
+    "without critics": {"critic_weight": 0},
+    "released": {"preset": Released(**PUBLISHED), "total_updates": 20},
+    "paper": {"preset": Paper(**PUBLISHED), "total_updates": 20},
     "random": {"preset": "random"},
 }
+# Those that call the estimator themselves.
+ASKING = ("released", "paper")
 
 # How an update can go, beside that.
 UPDATES: dict[str, dict[str, Any]] = {
     "append": {"mix": "append"},
-    "update batch": {"mix": "append", "update_batch": 8},
-    "in turn": {"policy_interval": 2},
-    "decay": {"decay_learning_rate": True, "total_updates": 100},
-    "regressors": {"augmentor": "regressors"},
+    "update batch": {"mix": "append", "preset": SmallDefault(learn_from=8)},
+    "in turn": {"preset": SmallDefault(policy_interval=2)},
+    "regressors": {"preset": SmallDefault(policy=lambda s: RegressorPolicy(s, width=32))},
 }
 
 
@@ -129,8 +166,17 @@ def make_lifter(
 
 def make_hook(estimator: nn.Module, *arguments: Any, **options: Any) -> PoseAugHook:
     """A small hook for 16 joints with every network, unless ``options`` say otherwise."""
-    usual = SMALL if "preset" in options else SMALL_AND_WHOLE
-    return PoseAugHook(estimator, *arguments, **{"skeleton": "h36m_16", **usual, **options})
+    return PoseAugHook(estimator, *arguments, **{"skeleton": "h36m_16", **SMALL, **options})
+
+
+def adam(estimator: nn.Module) -> Optimizer:
+    """A host's optimizer."""
+    return torch.optim.Adam(estimator.parameters(), lr=1e-3)
+
+
+def augmented(hook: PoseAugHook, batch: Batch) -> HostPoses:
+    """What the hook gives back for a batch."""
+    return hook.augment(batch.inputs_2d, batch.inputs_3d, batch.camera)
 
 
 def mpjpe(predicted: Tensor, target: Tensor) -> Tensor:
@@ -213,10 +259,7 @@ def run_host(
     np.random.seed(0)  # noqa: NPY002
     estimator = wrap(
         make_lifter(
-            frames=host.frames,
-            batch_norm=host.batch_norm,
-            dropout=host.dropout,
-            frozen=host.frozen,
+            frames=host.frames, batch_norm=host.batch_norm, dropout=host.dropout, frozen=host.frozen
         )
     )
     optimizer = OPTIMIZERS[host.optimizer]([p for p in estimator.parameters() if p.requires_grad])
@@ -312,9 +355,12 @@ def frozen_state(hook: PoseAugHook) -> dict[str, Any]:
     return deepcopy(hook.state_dict())
 
 
+LEARNERS = ("policy", "critic_3d", "critic_2d", "estimator")
+
+
 @contextmanager
 def recorded_steps(hook: PoseAugHook, estimator: nn.Module) -> Iterator[list[str]]:
-    """The networks in the order in which any optimizer steps change them."""
+    """The networks in the order in which steps change them, the hook's own and the host's."""
 
     def weights() -> dict[str, Tensor]:
         modules = hook.state_dict()["training"]["modules"]
@@ -328,21 +374,57 @@ def recorded_steps(hook: PoseAugHook, estimator: nn.Module) -> Iterator[list[str
     def look(*_: Any) -> None:
         nonlocal before
         now = weights()
-        order.extend(
-            network
-            for network in (
-                *("policy", "critic_3d", "critic_2d", "critic_motion"),
-                *("predictor", "estimator"),
-            )
-            if any(not same_bits(now[k], before[k]) for k in now if k.split(".")[0] == network)
-        )
+        names = {k.split(".")[0] for k in now if not same_bits(now[k], before[k])}
+        order.extend(network for network in LEARNERS if network in names)
         before = now
+
+    own_step = GuardedAdam.step
+
+    def watched(optimizer: GuardedAdam, *arguments: Any) -> Tensor:
+        left_out = own_step(optimizer, *arguments)
+        look()
+        return left_out
 
     handle = register_optimizer_step_post_hook(look)
     try:
-        yield order
+        with mock.patch.object(GuardedAdam, "step", watched):
+            yield order
     finally:
         handle.remove()
+
+
+def changed(before: Tensor, after: Tensor) -> Tensor:
+    """Which samples are not the same bits."""
+    return torch.tensor(
+        [not same_bits(a, b) for a, b in zip(before, after, strict=True)], dtype=torch.bool
+    )
+
+
+def all_finite(hook: PoseAugHook) -> bool:
+    """Whether everything that the hook keeps is finite."""
+    modules = hook.state_dict()["training"]["modules"].values()
+    return all(v.isfinite().all() for v in modules if isinstance(v, Tensor))
+
+
+class NoSync(TorchDispatchMode):
+    """Raises where a value of a tensor would decide something on the host.
+
+    Reading one (`item`, `bool`, `float`) and asking for as many as a mask has entries are operators
+    of their own; indexing with a mask can be told by its arguments.
+    """
+
+    FORBIDDEN = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select")
+    INDEXING = ("aten::index.", "aten::index_put", "aten::_index_put")
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        name = function.name()
+        indices = arguments[1] if name.startswith(self.INDEXING) else ()
+        by_mask = any(i is not None and i.dtype == torch.bool for i in indices)
+        if by_mask or name.startswith(self.FORBIDDEN):
+            raise AssertionError(f"{function} waits for the device")
+        return function(*arguments, **(options or {}))
 
 
 # -- two processes ---------------------------------------------------------------------------------

@@ -6,11 +6,11 @@ import math
 from typing import Any, Literal, NamedTuple
 
 import torch
-from loops import SMALL_AND_WHOLE
+from loops import SMALL
 from torch import Tensor, nn
 
 from poseaug_plugin import HostPoses, PoseAugHook, project_points
-from poseaug_plugin.adapters import canonical_batch
+from poseaug_plugin.body.poses import canonical_batch
 
 Kind = Literal["plain", "paused", "active"]
 """A loop without the hook, with it paused, and with it."""
@@ -37,7 +37,7 @@ def attach(kind: Kind, estimator: nn.Module, **options: Any) -> tuple[PoseAugHoo
     calls: list[Call] = []
     if kind == "plain":
         return None, calls
-    hook = PoseAugHook(estimator, **SMALL_AND_WHOLE, **options)
+    hook = PoseAugHook(estimator, **SMALL, **options)
     hook.enabled = kind == "active"
     augment = hook.augment
 
@@ -85,7 +85,10 @@ def check_learned(run: Run) -> None:
     """The hook saw every prediction and every step, and its policy has moved."""
     found = run.hook.diagnostics()
     assert found.updates == len(run.losses)
-    assert math.isfinite(found.predictor_r_squared)
+    assert math.isfinite(found.hardness_ratio)
+    assert math.isfinite(found.mean_pose_ratio)
+    assert all(map(math.isfinite, found.critic_accuracy.values()))
+    assert list(found.critic_accuracy) == ["critic_3d", "critic_2d"]
     assert found.unusable_samples == found.skipped_steps == 0
     assert (run.hook.policy.widening != 0).any()  # where it starts
 

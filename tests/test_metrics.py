@@ -438,7 +438,7 @@ def test_poses_must_be_floating_point(name: str, dtype: torch.dtype) -> None:
 @each_reducible
 def test_reduction_must_be_known(name: str) -> None:
     pose = torch.zeros(4, 17, 3)
-    expected = f"{name}: reduction must be mean or none, got 'sum'."
+    expected = f"{name}: reduction must be one of mean, none, got 'sum'."
     assert message(REDUCIBLE[name], pose, pose, reduction="sum") == expected
 
 

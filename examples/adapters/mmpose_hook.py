@@ -1,6 +1,6 @@
-"""PoseAug for mmpose 1.x's pose lifters: a hook of mmengine's runner.
+"""PoseAug for the pose lifters of mmpose 1.x: a hook of mmengine's runner.
 
-Not called mmpose.py: beside a script it would be imported in place of mmpose.
+The file must not be called mmpose.py: beside a script it would be imported in place of mmpose.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from poseaug_plugin import (
     PoseAugHook,
     Skeleton,
 )
-from poseaug_plugin.attachment import InertCallback, device_of
-from poseaug_plugin.isolation import unwrap_module
+from poseaug_plugin.host.attachment import InertCallback, device_of
+from poseaug_plugin.runtime.isolation import unwrap_module
 
 try:
     from mmengine.hooks import Hook
     from mmengine.registry import HOOKS
-except ImportError:  # the hook's own tests do without
+except ImportError:  # in tests
     Hook, HOOKS = object, None
 
 
@@ -52,8 +52,8 @@ class LiftingAdapter(PoseAdapter):
         if shape[2] != frames:
             return (
                 f"inputs have {shape[2]} frames and lifting_target_label has {frames}: the other "
-                "frames' joints are not packed, so they cannot be moved along. Train a lifter of "
-                "one frame (seq_len=1, kernel sizes of 1), or, with a head that predicts every "
+                "frames' joints are not packed, so they cannot be moved along. Train an estimator "
+                "of one frame (seq_len=1, kernel sizes of 1), or, with a head that predicts every "
                 "frame, let the data set pack every frame's target (multiple_target)"
             )
         return super().check(by_frame(inputs_2d), inputs_3d, camera, num_joints)
@@ -67,7 +67,7 @@ class LiftingAdapter(PoseAdapter):
     def encode(
         self, joints: Tensor, keypoints: Tensor, like: HostPoses, skeleton: Skeleton
     ) -> HostPoses:
-        """And back."""
+        """Back to the host's format."""
         like = like._replace(inputs_2d=by_frame(like.inputs_2d))
         made = super().encode(joints, keypoints, like, skeleton)
         return made._replace(inputs_2d=made.inputs_2d.permute(0, 2, 3, 1).flatten(1, 2))
@@ -77,9 +77,9 @@ class PoseAugMMHook(Hook):  # type: ignore[misc]
     """Augments every training batch before the model sees it, in place.
 
     Args:
-        normalize_camera: As in the configuration's codec: ``camera_param`` is normalised already.
+        normalize_camera: As in the codec of the configuration: ``camera_param`` is normalised.
         skeleton: A `Skeleton` or the name of a preset.
-        **options: Further arguments of `PoseAugHook`, but for ``mix="append"``: a batch keeps its
+        **options: Further arguments of `PoseAugHook`, except ``mix="append"``: a batch keeps its
             size.
 
     Attributes:
@@ -91,10 +91,7 @@ class PoseAugMMHook(Hook):  # type: ignore[misc]
     """
 
     def __init__(
-        self,
-        normalize_camera: bool = False,
-        skeleton: Skeleton | str = "h36m_17",
-        **options: Any,
+        self, normalize_camera: bool = False, skeleton: Skeleton | str = "h36m_17", **options: Any
     ) -> None:
         if options.get("mix", "replace") != "replace":
             raise PoseAugError("PoseAugMMHook: mix must be 'replace', a batch keeps its size.")
@@ -105,16 +102,16 @@ class PoseAugMMHook(Hook):  # type: ignore[misc]
         self._saved: dict[str, Any] | None = None
 
     def before_train(self, runner: Any) -> None:
-        """Attach to the model, which now has its weights and is on its device."""
+        """Attach to the model, which has its weights and its device now."""
         model = runner.model
         self._device = device_of(model)
-        # The model returns losses, and calls the head's forward without its hooks.
+        # The model returns losses, and calls the forward of the head without its hooks.
         last_layer(unwrap_module(model)).register_forward_hook(
             InertCallback(self, PoseAugMMHook._on_prediction)
         )
-        # As it is, in DistributedDataParallel where there are several processes.
+        # Not unwrapped: with several processes it is in DistributedDataParallel.
         self.hook = PoseAugHook(model, **self._options)
-        # A checkpoint that was only loaded (load_from) begins another training.
+        # With load_from a new training begins.
         if self._saved is not None and runner.iter > 0:
             self.hook.load_state_dict(self._saved)
 
@@ -137,11 +134,11 @@ class PoseAugMMHook(Hook):  # type: ignore[misc]
             checkpoint["poseaug"] = self.hook.state_dict()
 
     def after_load_checkpoint(self, runner: Any, checkpoint: dict[str, Any]) -> None:
-        """Keep that state until the training begins."""
+        """Keep the hook's state until the training begins."""
         self._saved = checkpoint.get("poseaug")
 
     def _on_prediction(self, _layer: nn.Module, _inputs: Any, output: Tensor) -> None:
-        """(B, 3J, T) of the head's last layer."""
+        """Take (B, 3J, T) from the last layer of the head."""
         if self.hook is not None:
             self.hook.observe(output.transpose(1, 2))
 
@@ -151,10 +148,10 @@ if HOOKS is not None:
 
 
 def last_layer(model: nn.Module) -> nn.Module:
-    """The convolution whose output is the pose.
+    """Find the convolution whose output is the pose.
 
     Raises:
-        PoseAugError: There is none: another head than `TemporalRegressionHead`.
+        PoseAugError: The head has none, so it is no `TemporalRegressionHead`.
     """
     head = getattr(model, "head", None)
     convolutions = [m for m in (head or nn.Module()).modules() if isinstance(m, nn.Conv1d)]
@@ -172,15 +169,15 @@ def by_frame(inputs_2d: Tensor) -> Tensor:
 
 
 def read_batch(data_batch: Mapping[str, Any], root: int, *, normalized: bool) -> LiftingBatch:
-    """Stack what the data loader gives.
+    """Stack a batch of the data loader.
 
     Args:
         data_batch: ``inputs`` and ``data_samples``, lists of B.
         root: Index of the joint that gets the trajectory.
-        normalized: Of ``camera_param``.
+        normalized: Whether ``camera_param`` is normalised.
 
     Raises:
-        PoseAugError: The samples do not carry what is needed.
+        PoseAugError: The samples have no camera or no root.
     """
     samples = data_batch["data_samples"]
     for key in ("camera_param", "target_root"):
@@ -199,7 +196,7 @@ def read_batch(data_batch: Mapping[str, Any], root: int, *, normalized: bool) ->
 
 
 def write_batch(data_batch: dict[str, Any], made: HostPoses, root: int) -> None:
-    """Put poses in the place of those that were read, as `read_batch` found them."""
+    """Put poses back where `read_batch` found theirs."""
     data_batch["inputs"] = list(made.inputs_2d)
     trajectory = made.inputs_3d[:, :, root].numpy()
     label = made.inputs_3d.clone()
@@ -211,9 +208,9 @@ def write_batch(data_batch: dict[str, Any], made: HostPoses, root: int) -> None:
 
 
 def intrinsics(camera: Mapping[str, Any], normalized: bool) -> np.ndarray:
-    """The library's nine numbers, float32, of an mmpose ``camera_param``.
+    """Nine intrinsics, float32, of an mmpose ``camera_param``.
 
-    Its tangential coefficients come in the order of Human3.6M's metadata, y before x.
+    Its tangential coefficients have the order of Human3.6M's metadata, y before x.
 
     Raises:
         PoseAugError: No focal length, principal point or image size; a rational lens.

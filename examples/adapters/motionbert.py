@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from poseaug_plugin import CanonicalPoses, HostPoses, PoseAdapter, Skeleton, project_points
-from poseaug_plugin.adapters import DEFAULT_INTRINSICS
-from poseaug_plugin.bones import bone_lengths, joints_to_bones
+from poseaug_plugin.body.bones import bone_lengths, joints_to_bones
+from poseaug_plugin.body.poses import DEFAULT_INTRINSICS
 
 BODY_SIZE = 4.15
-"""Metres: the 16 bones of Human3.6M's 17 joints together (its subject S1; the others are near)."""
+"""Metres: sum of the 16 bone lengths of Human3.6M's 17 joints, subject S1."""
 
 _SAME_DEPTH = 1e-3  # image units, half a pixel of 1000
 _SMALLEST_BODY = 1e-3  # metres at a depth of one metre
@@ -23,24 +23,26 @@ _SMALLEST_BODY = 1e-3  # metres at a depth of one metre
 class MotionBERTAdapter:
     """(B, T, J, 3) detections with a confidence, or (B, T, J, 2), and (B, T, J, 3) image space.
 
-    In image space a joint stands where it is seen, and its depth is taken from the root of its own
-    frame and seen as large as anything at the root:
+    In image space x and y are those of the projection, and z is the depth relative to the root of
+    the same frame, at the scale of the root:
 
         x = f X / Z,    y = f Y / Z,    z = f (Z - Z_root) / Z_root.
 
-    So Z = Z_root (1 + z / f), X = x Z / f and Y = y Z / f: the inverse is exact but for Z_root,
-    which makes a pose bigger or smaller and changes nothing that is seen. It is put where the bones
-    are as long together as a person's. Augmented poses go back the same way; the confidence is that
-    of the sample they were made from.
+    So Z = Z_root (1 + z / f), X = x Z / f and Y = y Z / f. The inverse is exact, except for Z_root:
+    it scales the pose, and the projection stays the same. It is chosen so that the bone lengths add
+    up to ``body_size``. Augmented poses go back the same way, with the confidence of the sample
+    that they come from.
 
     Args:
         focal_length: Normalised like the screen; by default Human3.6M's. There is no principal
-            point: the data set's flip mirrors about the middle.
+            point, since the data set mirrors poses about the middle.
         body_size: Sum of the bone lengths, metres.
+        aspect_ratio: As in `PoseAdapter`.
     """
 
     focal_length: float = DEFAULT_INTRINSICS[0]
     body_size: float = BODY_SIZE
+    aspect_ratio: float = 1.0
 
     def num_joints(self, inputs_3d: Tensor) -> int:
         """J of (..., J, 3)."""
@@ -66,7 +68,7 @@ class MotionBERTAdapter:
     def decode(
         self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, skeleton: Skeleton
     ) -> CanonicalPoses:
-        """Absolute metres. Unusable where the root's z changes in a window: not this format."""
+        """Absolute metres. A window in which z of the root changes is unusable: another format."""
         image = inputs_3d.detach().float()
         root_z = image[..., skeleton.root, 2]
         in_format = ((root_z - root_z[:, :1]).abs() < _SAME_DEPTH).all(1)
@@ -77,7 +79,7 @@ class MotionBERTAdapter:
     def encode(
         self, joints: Tensor, keypoints: Tensor, like: HostPoses, skeleton: Skeleton
     ) -> HostPoses:
-        """Back to image space, with the confidence and the root's z of the samples ``like``."""
+        """Back to image space, with confidence and z of the root from the samples ``like``."""
         root = slice(skeleton.root, skeleton.root + 1)
         depth = joints[..., 2:]
         image = torch.cat(
@@ -92,10 +94,10 @@ class MotionBERTAdapter:
         return HostPoses(seen, image.to(like.inputs_3d.dtype))
 
     def predicted_joints(self, prediction: Tensor, skeleton: Skeleton) -> Tensor:
-        """(B, T, J, 3) image space to metres, every pose made as large as a person.
+        """(B, T, J, 3) image space to metres, every pose as large as a person.
 
-        Its own size would not do: in image space a pose is the smaller, the further away it is. A
-        root-relative prediction (``rootrel: True``) is taken for one in the middle of the picture.
+        In image space poses that are further away are smaller. A root-relative prediction
+        (``rootrel: True``) counts as one in the middle of the picture.
         """
         image = prediction.float().reshape(prediction.shape[0], -1, skeleton.num_joints, 3)
         return self._camera_space(image, skeleton)

@@ -11,9 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poseaug_plugin import CanonicalPoses, HostPoses, PoseAugError, Skeleton, project_points
-from poseaug_plugin.adapters import batch_intrinsics, camera_problem
-from poseaug_plugin.camera import image_coordinates, normalize_screen_coordinates, solve_root
+from poseaug_plugin import (
+    CanonicalPoses,
+    HostPoses,
+    PoseAugError,
+    Skeleton,
+    normalize_screen_coordinates,
+    project_points,
+    solve_root,
+)
+from poseaug_plugin.body.camera import image_coordinates
+from poseaug_plugin.host.adapter import batch_intrinsics, camera_problem
 
 JOINTS = 17
 NECK = 9  # neck/nose: in the targets but not in the inputs
@@ -27,16 +35,16 @@ class SimpleBaselineAdapter:
     """(B, 32) and (B, 48), z-scored with the training set's statistics.
 
     Inputs are 16 joints in pixels: Human3.6M's 17 without the neck/nose. Targets are 16 joints in
-    camera-space millimetres relative to the hip: the 17 without the hip. Inside the hip is put back
-    at zero, the neck's keypoint is where the pose projects to, and the root is solved from the 15
-    joints that both have and the hip. The skeleton is ``"h36m_17"``.
+    camera-space millimetres relative to the hip: the 17 without the hip. Inside, the hip is back at
+    zero, the keypoint of the neck is the projection of its 3D, and the root is solved from the hip
+    and the 15 joints that both have. The skeleton is ``"h36m_17"``.
 
     Args:
         stat_3d: The host's ``stat_3d.pth.tar``.
-        stat_2d: Statistics of the inputs in the same form, which the host does not keep; see
+        stat_2d: Statistics of the inputs in the same form, which the host does not keep: see
             `keypoint_statistics`.
-        width: Of the image, pixels.
-        height: Of the image, pixels.
+        width: Image width, pixels.
+        height: Image height, pixels.
 
     Raises:
         PoseAugError: Statistics of other sizes, or a standard deviation that is not positive.
@@ -53,6 +61,7 @@ class SimpleBaselineAdapter:
         self._targets = _z_score("stat_3d", stat_3d, 3 * (JOINTS - 1))
         self._inputs = _z_score("stat_2d", stat_2d, 2 * (JOINTS - 1))
         self.width, self.height = width, height
+        self.aspect_ratio = height / width
 
     def num_joints(self, inputs_3d: Tensor) -> int:
         """17, with the hip."""
@@ -118,13 +127,13 @@ class SimpleBaselineAdapter:
 
 
 def keypoint_statistics(pixels: Tensor | np.ndarray) -> dict[str, np.ndarray]:
-    """Statistics of the inputs, to be taken over the very frames that the host trains on.
+    """Statistics of the inputs, over the same frames that the host trains on.
 
     Args:
         pixels: (N, 17, 2) Human3.6M's joints, or (N, 16, 2) without the neck/nose.
 
     Returns:
-        In the form of the host's ``stat_3d.pth.tar``: ``mean`` (32,), ``std`` (32,), ``dim_use``.
+        As in the host's ``stat_3d.pth.tar``: ``mean`` (32,), ``std`` (32,), ``dim_use``.
 
     Raises:
         PoseAugError: Another shape.
@@ -143,7 +152,7 @@ def keypoint_statistics(pixels: Tensor | np.ndarray) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True, eq=False)
 class _ZScore:
-    """Scores of values with the mean and standard deviation of every dimension."""
+    """Mean and standard deviation of every dimension."""
 
     mean: Tensor  # (D,)
     std: Tensor  # (D,)
@@ -159,7 +168,7 @@ class _ZScore:
 
 @cache
 def _on(device: torch.device, scores: _ZScore) -> _ZScore:
-    """Moved once: copying to a device in every step would wait for it."""
+    """Move to a device, once: a copy in every step would wait for the device."""
     with torch.inference_mode(False):
         return _ZScore(scores.mean.to(device), scores.std.to(device))
 
@@ -170,10 +179,10 @@ def _without_neck(points: Tensor) -> Tensor:
 
 
 def _z_score(name: str, statistics: Statistics, size: int) -> _ZScore:
-    """The used dimensions of the host's statistics.
+    """Read the used dimensions of the host's statistics.
 
     Raises:
-        PoseAugError: Not ``size`` of them, or a standard deviation that is not positive.
+        PoseAugError: Another number than ``size``, or a standard deviation that is not positive.
     """
     used = np.asarray(statistics["dim_use"])
     mean, std = (np.asarray(statistics[key], np.float64)[used] for key in ("mean", "std"))

@@ -1,4 +1,4 @@
-"""ST-GCN's batch: VideoPose3D's format, with a scale beside the camera and another output."""
+"""ST-GCN's batch: the format of VideoPose3D, with a scale beside the camera and other axes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from poseaug_plugin import CanonicalPoses, PoseAdapter, PoseAugError, Skeleton
 
 @dataclass(frozen=True, kw_only=True)
 class STGCNAdapter(PoseAdapter):
-    """(N, T, J, 2) with (N, T, J, 3), the trajectory in joint 0; the camera may bring a scale.
+    """(N, T, J, 2) with (N, T, J, 3), the trajectory in joint 0; the camera may have a scale.
 
-    The camera argument is ``batch_cam`` (N, 9) or ``(batch_cam, scale)``, where ``scale`` is what
-    the loader gave, still on the CPU.
+    The camera argument is ``batch_cam`` (N, 9) or ``(batch_cam, scale)``, with the ``scale`` of the
+    loader, still on the CPU.
 
     Args:
         root: As in `PoseAdapter`.
         metres_per_unit: As in `PoseAdapter`.
-        crop_uv: The host's option.
+        aspect_ratio: As in `PoseAdapter`.
+        crop_uv: Option of the host.
 
     Raises:
         PoseAugError: ``crop_uv`` is set.
@@ -39,7 +40,7 @@ class STGCNAdapter(PoseAdapter):
             )
 
     def check(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, num_joints: int) -> str:
-        """Shapes, dtypes, devices; a scale that is at hand on the CPU has to be 1."""
+        """Shapes, dtypes, devices; a scale must be on the CPU, and 1."""
         intrinsics, scale = _camera_and_scale(camera)
         problem = super().check(inputs_2d, inputs_3d, intrinsics, num_joints)
         return problem or _scale_problem(scale)
@@ -47,15 +48,15 @@ class STGCNAdapter(PoseAdapter):
     def decode(
         self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, skeleton: Skeleton
     ) -> CanonicalPoses:
-        """As `PoseAdapter`'s, without the scale."""
+        """Absolute metres, without the scale."""
         return super().decode(inputs_2d, inputs_3d, _camera_and_scale(camera)[0], skeleton)
 
     def estimator_inputs(self, inputs_2d: Tensor) -> Tensor:
-        """(N, 2, T, J, 1) as the host permutes it."""
+        """(N, 2, T, J, 1), the axes of the host's network."""
         return inputs_2d.permute(0, 3, 1, 2).unsqueeze(-1).contiguous()
 
     def predicted_joints(self, prediction: Tensor, skeleton: Skeleton) -> Tensor:
-        """(N, 3, T, J, 1) as the network gives it, before the host permutes it."""
+        """(N, 3, T, J, 1), as the network gives it."""
         return super().predicted_joints(prediction.permute(0, 2, 3, 4, 1), skeleton)
 
 
@@ -66,7 +67,7 @@ def _camera_and_scale(camera: Any) -> tuple[Any, Any]:
 
 
 def _scale_problem(scale: Any) -> str:
-    """What is wrong with (N,) scales, in words, or an empty string; None is fine."""
+    """The problem with (N,) scales, in words, or an empty string; None is fine."""
     if scale is None:
         return ""
     if isinstance(scale, Tensor) and scale.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""SemGCN: one pose lifted by graph convolutions that learn how strongly joints are linked."""
+"""SemGCN: one pose, by graph convolutions that learn how strongly joints are linked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from poseaug_plugin import Skeleton
-from poseaug_plugin.skeletons import find_skeleton
+from poseaug_plugin.body.presets import find_skeleton
 
 from .common import NodeNorm, check_shape, graph_convolution, group_table, max_pool_groups
 
@@ -79,10 +79,7 @@ class GraphLayer(nn.Sequential):
 
     def __init__(self, inputs: int, outputs: int, linked: Tensor, dropout: float) -> None:
         super().__init__(
-            SemGraphConv(inputs, outputs, linked),
-            NodeNorm(outputs),
-            nn.ReLU(),
-            nn.Dropout(dropout),
+            SemGraphConv(inputs, outputs, linked), NodeNorm(outputs), nn.ReLU(), nn.Dropout(dropout)
         )
 
 
@@ -174,7 +171,7 @@ class SemGCN(nn.Module):
         self.layers = nn.Sequential(*layers, SemGraphConv(width, 3, linked))
 
     def forward(self, keypoints: Tensor) -> Tensor:
-        """Lift: (B, J, 2) -> (B, J, 3)."""
+        """Estimate: (B, J, 2) -> (B, J, 3)."""
         check_shape(keypoints, ("B", self.skeleton.num_joints, 2))
         return self.layers(keypoints.transpose(0, 1)).transpose(0, 1)
 

@@ -1,4 +1,4 @@
-"""SimpleBaseline: one pose lifted by a residual network of linear layers."""
+"""SimpleBaseline: one pose, by a residual network of linear layers."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class SimpleBaseline(nn.Module):
                 nn.init.kaiming_normal_(module.weight)
 
     def forward(self, keypoints: Tensor) -> Tensor:
-        """Lift.
+        """Estimate.
 
         Args:
             keypoints: (B, 2 * joints_in), the joints' x and y in turn.

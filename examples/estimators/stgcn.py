@@ -1,4 +1,4 @@
-"""ST-GCN: the middle frame of a few lifted by graph convolutions over joints and time."""
+"""ST-GCN: the pose of the middle frame, by graph convolutions over joints and time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from poseaug_plugin import Skeleton
-from poseaug_plugin.skeletons import find_skeleton
+from poseaug_plugin.body.presets import find_skeleton
 
 from .common import NodeNorm, check_shape, graph_convolution, group_table, max_pool_groups
 
@@ -171,10 +171,7 @@ class Hourglass(nn.Module):
             nn.Dropout(5 * dropout),
         )
         self.back_to_parts = nn.Sequential(
-            nn.Linear(2 * width, outputs),
-            NodeNorm(outputs),
-            nn.ReLU(),
-            nn.Dropout(2 * dropout),
+            nn.Linear(2 * width, outputs), NodeNorm(outputs), nn.ReLU(), nn.Dropout(2 * dropout)
         )
 
     def forward(self, features: Tensor) -> Tensor:
@@ -251,10 +248,10 @@ class STGCN(nn.Module):
         )
         self.hourglass = Hourglass(skeleton, frames, last, part_width, last, dropout)
         self.non_local = NonLocal(2 * last)
-        self.lift = nn.Sequential(nn.Dropout(2 * dropout), nn.Linear(2 * last, 3))
+        self.to_joints = nn.Sequential(nn.Dropout(2 * dropout), nn.Linear(2 * last, 3))
 
     def forward(self, keypoints: Tensor, *, all_frames: bool = False) -> Tensor:
-        """Lift.
+        """Estimate.
 
         Args:
             keypoints: (B, T, J, 2).
@@ -267,7 +264,7 @@ class STGCN(nn.Module):
         check_shape(keypoints, ("B", self.frames, self.skeleton.num_joints, 2))
         normal = self.normalise(rearrange(keypoints, "b t j c -> b (j c) t"))
         features = self.of_joints(rearrange(normal, "b (j c) t -> (t j) b c", c=2))
-        joints = self.lift(self.non_local(torch.cat((features, self.hourglass(features)), -1)))
-        lifted = rearrange(joints, "(t j) b c -> b t j c", t=self.frames)
+        joints = self.to_joints(self.non_local(torch.cat((features, self.hourglass(features)), -1)))
+        every_frame = rearrange(joints, "(t j) b c -> b t j c", t=self.frames)
         middle = self.frames // 2
-        return lifted if all_frames else lifted[:, middle : middle + 1]
+        return every_frame if all_frames else every_frame[:, middle : middle + 1]

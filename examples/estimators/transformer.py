@@ -13,7 +13,7 @@ class SpatioTemporalTransformer(nn.Module):
     """Attention over the joints of a frame, then over the frames of a joint, and again.
 
     In the manner of MixSTE (Zhang et al., CVPR 2022) and MotionBERT (Zhu et al., ICCV 2023), far
-    smaller: it lifts every frame of a window.
+    smaller: it estimates every frame of a window.
 
     Args:
         joints: Joints that come in and go out.
@@ -49,12 +49,12 @@ class SpatioTemporalTransformer(nn.Module):
 
         self.spatial = nn.ModuleList([layer() for _ in range(blocks)])
         self.temporal = nn.ModuleList([layer() for _ in range(blocks)])
-        self.lift = nn.Linear(width, 3)
+        self.to_joints = nn.Linear(width, 3)
         future = torch.ones(frames, frames, dtype=torch.bool).triu(1) if causal else None
         self.register_buffer("future", future, persistent=False)
 
     def forward(self, keypoints: Tensor) -> Tensor:
-        """Lift: (B, T, J, 2) -> (B, T, J, 3)."""
+        """Estimate: (B, T, J, 2) -> (B, T, J, 3)."""
         check_shape(keypoints, ("B", self.frames, self.joints, 2))
         features = self.embed(keypoints) + self.which_joint + self.which_frame
         batch = len(keypoints)
@@ -63,4 +63,4 @@ class SpatioTemporalTransformer(nn.Module):
             features = rearrange(features, "(b t) j c -> (b j) t c", b=batch)
             features = temporal(features, src_mask=self.future)
             features = rearrange(features, "(b j) t c -> b t j c", b=batch)
-        return self.lift(features)
+        return self.to_joints(features)

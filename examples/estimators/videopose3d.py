@@ -1,4 +1,4 @@
-"""VideoPose3D: long sequences lifted by dilated convolutions over time."""
+"""VideoPose3D: poses from long sequences, by dilated convolutions over time."""
 
 from __future__ import annotations
 
@@ -111,16 +111,16 @@ class TemporalModel(nn.Module):
                 module.momentum = momentum
 
     def forward(self, keypoints: Tensor) -> Tensor:
-        """Lift: (B, T, joints_in, 2) -> (B, T - R + 1, joints_out, 3)."""
+        """Estimate: (B, T, joints_in, 2) -> (B, T - R + 1, joints_out, 3)."""
         check_shape(keypoints, ("B", "T", self.joints_in, 2))
         if keypoints.shape[1] < self.receptive_field():
             raise ValueError(
                 f"keypoints: expected at least {self.receptive_field()} frames, "
                 f"received {keypoints.shape[1]}."
             )
-        return self._lift(keypoints)
+        return self._estimate(keypoints)
 
-    def _lift(self, keypoints: Tensor) -> Tensor:
+    def _estimate(self, keypoints: Tensor) -> Tensor:
         features = self.expand(rearrange(keypoints, "b t j c -> b (j c) t"))
         joints = self.shrink(self.blocks(features))
         return rearrange(joints, "b (j c) t -> b t j c", j=self.joints_out)
@@ -136,9 +136,9 @@ class StridedTemporalModel(TemporalModel):
     strided = True
 
     def forward(self, keypoints: Tensor) -> Tensor:
-        """Lift: (B, R, joints_in, 2) -> (B, 1, joints_out, 3)."""
+        """Estimate: (B, R, joints_in, 2) -> (B, 1, joints_out, 3)."""
         check_shape(keypoints, ("B", self.receptive_field(), self.joints_in, 2))
-        return self._lift(keypoints)
+        return self._estimate(keypoints)
 
 
 def _activation(channels: int, dropout: float) -> tuple[nn.Module, ...]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from h36m_files import read_recordings
-from mocap import TEST_SUBJECTS, TRAIN_SUBJECTS, Camera, to_pixels
+from shared.h36m import read_recordings
+from shared.mocap import TEST_SUBJECTS, TRAIN_SUBJECTS, Camera, to_pixels
 
 from .runner import Edit, Host
 

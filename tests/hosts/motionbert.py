@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from h36m_files import Recording, read_recordings
-from mocap import TEST_SUBJECTS, TRAIN_SUBJECTS, to_pixels
+from shared.h36m import Recording, read_recordings
+from shared.mocap import TEST_SUBJECTS, TRAIN_SUBJECTS, to_pixels
 
 from .runner import Edit, Host
 

@@ -55,12 +55,10 @@ def give_what_hosts_expect() -> None:
 
 def what_it_did(hook: poseaug_plugin.PoseAugHook) -> dict[str, Any]:
     """Figures of a hook after the training."""
-    if hook._trainer is None:
-        return {"updates": 0}
-    heads = hook.policy.network.heads.parameters()
+    assert isinstance(hook.policy, poseaug_plugin.AugmentationPolicy)
     return {
         **hook.diagnostics()._asdict(),
-        "learned": max(float(p.detach().abs().max()) for p in heads),
+        "learned": float(hook.policy.widening.detach().abs().max()),
         "spread_factors": [float(f.detach()) for f in hook.policy.spread_factors()],
     }
 

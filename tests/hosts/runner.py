@@ -144,10 +144,7 @@ class Trained(NamedTuple):
 def prepare(host: Host, folder: Path, hooked: bool) -> Path:
     """A scratch copy of the checkout with data, able to run, perhaps with the documented lines."""
     shutil.copytree(
-        host.checkout,
-        folder,
-        ignore=shutil.ignore_patterns(".git"),
-        ignore_dangling_symlinks=True,
+        host.checkout, folder, ignore=shutil.ignore_patterns(".git"), ignore_dangling_symlinks=True
     )
     (folder / "data").mkdir(exist_ok=True)
     (folder / "checkpoint").mkdir(exist_ok=True)

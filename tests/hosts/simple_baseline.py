@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from adapters.simple_baseline import keypoint_statistics
-from h36m_files import read_recordings
-from mocap import H36M_USED, TEST_SUBJECTS, TRAIN_SUBJECTS, to_pixels
+from shared.h36m import read_recordings
+from shared.mocap import H36M_USED, TEST_SUBJECTS, TRAIN_SUBJECTS, to_pixels
 
 from .runner import Edit, Host
 

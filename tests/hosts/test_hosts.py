@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import re
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from .runner import (
     Edit,
     Host,
     HostMovedError,
+    HostRunError,
     Trained,
     prepare,
     run,
@@ -108,6 +110,51 @@ def test_edit_keeps_indentation(tmp_path: Path) -> None:
     Edit("a.py", "for _,", ("before()", ("_,", "a,"), "...")).apply(tmp_path, "Host")
     expected = "if 1:\n    before()\n    for a, b in c:\n    for _, b in c:\n"
     assert (tmp_path / "a.py").read_text() == expected
+
+
+SCRIPT = """
+import sys
+import torch
+from poseaug_plugin import PoseAugHook, metrics, project_points
+
+epochs = int(sys.argv[1])
+camera = torch.tensor([2.29, 2.29, *[0.0] * 7]).expand(32, 9)
+network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(34, 51))
+optimizer = torch.optim.Adam(network.parameters())
+hook = PoseAugHook(network, skeleton="h36m_17")
+for _ in range(epochs):
+    joints = 0.3 * torch.randn(32, 1, 17, 3) + torch.tensor([0.0, 0.0, 5.0])
+    target = torch.cat([joints[:, :, :1], joints[:, :, 1:] - joints[:, :, :1]], 2)
+    seen, target = hook.augment(project_points(joints, camera), target, camera)
+    target[:, :, 0] = 0
+    loss = metrics.mpjpe(network(seen).view(32, 1, 17, 3), target)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    print(f"loss {loss.item():.6f}")
+"""
+
+
+@pytest.mark.parametrize(("mode", "updates"), [("active", 4), ("paused", 0)])
+def test_report_tells_what_the_hook_did(tmp_path: Path, mode: str, updates: int) -> None:
+    (tmp_path / "train.py").write_text(SCRIPT)
+    host = replace(
+        HOSTS["SemGCN"], script="train.py", arguments=("4",), log="", losses=r"^loss (.*)"
+    )
+    trained = train(host, tmp_path, mode)
+    assert len(trained.losses) == 4
+    assert trained.hook["updates"] == updates
+    assert (trained.hook["learned"] > 0) == bool(updates)
+    assert math.isfinite(trained.hook["hardness_ratio"]) == bool(updates)
+    assert list(trained.hook["critic_accuracy"]) == ["critic_3d", "critic_2d"]
+    assert len(trained.hook["spread_factors"]) == 5
+
+
+def test_failing_script_says_what_it_printed(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("print('so far')\nraise ValueError('no further')\n")
+    host = replace(HOSTS["SemGCN"], script="train.py")
+    with pytest.raises(HostRunError, match=r"SemGCN failed:\n(?s:.*)so far(?s:.*)no further"):
+        run(host, tmp_path, ())
 
 
 @each_host

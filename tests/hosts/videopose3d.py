@@ -30,9 +30,7 @@ def _hook(imported: str, made: str) -> tuple[Edit, ...]:
     return (
         Edit("run.py", r"^import torch$", ("...", f"from poseaug_plugin import {imported}")),
         Edit(
-            "run.py",
-            r"^\s+optimizer = optim\.Adam\(model_pos_train\.parameters\(\)",
-            ("...", made),
+            "run.py", r"^\s+optimizer = optim\.Adam\(model_pos_train\.parameters\(\)", ("...", made)
         ),
         *_AUGMENT,
     )

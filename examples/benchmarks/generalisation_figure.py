@@ -1,0 +1,57 @@
+"""A dot plot of the results of `generalisation.py`, by kind of camera.
+
+python examples/benchmarks/generalisation_figure.py docs/results/generalisation.json PICTURE.png
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from statistics import mean
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from shared.figures import AFTER, plt
+from shared.report import Result, read_results, rows_of
+
+_COLOURS = {"none": "#c9ced2", "released": "#8fb3cf", "random, tuned": "#7d8b95", "default": AFTER}
+
+
+def draw_generalisation(path: Path, results: list[Result]) -> None:
+    """Draw the MPJPE of the second test, of all frames and by kind of camera.
+
+    A panel per estimator. A dot is the mean of the seeds, its line their range.
+
+    Args:
+        path: PNG to write.
+        results: Finished runs.
+    """
+    test = list(results[0]["tests"])[1]
+    groups = ["all", *results[0]["tests"][test]["by camera"]]
+    kinds = list(dict.fromkeys((r["estimator"], r["frames"]) for r in results))
+    rows = [row for row in rows_of(results) if row in _COLOURS] or rows_of(results)[:4]
+    size = (3.2 * len(kinds) + 1, 0.8 * len(groups) + 1)
+    figure, panels = plt.subplots(1, len(kinds), figsize=size, sharey=True, squeeze=False)
+    for axes, (name, frames) in zip(panels[0], kinds, strict=True):
+        for i, row in enumerate(rows):
+            chosen = [r for r in results if (r["estimator"], r["frames"]) == (name, frames)]
+            tests = [r["tests"][test] for r in chosen if r["row"] == row]
+            columns = [[t["MPJPE"], *t["by camera"].values()] for t in tests]
+            for place, errors in enumerate(zip(*columns, strict=True)):
+                style = {"color": _COLOURS.get(row, AFTER), "label": row if place == 0 else None}
+                height = place + (i - (len(rows) - 1) / 2) * 0.6 / len(rows)
+                axes.plot([min(errors), max(errors)], [height] * 2, color=style["color"])
+                axes.plot(mean(errors), height, "o", **style)
+        axes.set(title=f"{name}, {frames} frame{'s'[: frames > 1]}", xlabel="MPJPE, mm")
+        axes.set_yticks(range(len(groups)), groups)
+        axes.grid(axis="x", alpha=0.3)
+    panels[0][0].invert_yaxis()
+    panels[0][0].set_ylabel(f"{test}, camera")
+    handles, labels = panels[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper center", ncols=len(rows), frameon=False)
+    figure.tight_layout(rect=(0, 0, 1, 0.93))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    draw_generalisation(Path(sys.argv[2]), read_results(Path(sys.argv[1])))

@@ -1,0 +1,1 @@
+"""Helpers that the examples and benchmarks have in common."""

@@ -1,0 +1,1 @@
+"""What keeps poses human: critics and the terms of the policy's loss."""

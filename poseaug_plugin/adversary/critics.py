@@ -1,0 +1,190 @@
+"""Critics: is this 3D pose human, and is this 2D pose?"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ..augment.transforms import GeneratedPoses
+from ..body.bones import bone_directions, joints_to_bones, kinematic_chain_space
+from ..body.camera import project_points
+from ..body.presets import find_skeleton
+from ..body.skeleton import Skeleton
+from .losses import critic_accuracy, lsgan_critic_loss, lsgan_policy_loss
+
+
+class GroupedLinear(nn.Module):
+    """``groups`` linear layers side by side: (B, groups, inputs) -> (B, groups, outputs).
+
+    Each group starts like an `nn.Linear` of its own.
+    """
+
+    def __init__(self, groups: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        layers = [nn.Linear(inputs, outputs) for _ in range(groups)]
+        self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
+        self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
+
+    def keep_inputs(self, columns: Tensor) -> None:
+        """Drop all inputs of each group but ``columns`` (groups, k)."""
+        outputs = self.weight.shape[1]
+        kept = self.weight.detach().gather(2, columns.unsqueeze(1).expand(-1, outputs, -1))
+        self.weight = nn.Parameter(kept)
+
+    @override
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply every group's layer to its own features."""
+        x = rearrange(x, "batch groups inputs -> groups batch inputs")
+        weight = rearrange(self.weight, "groups outputs inputs -> groups inputs outputs")
+        outputs = torch.baddbmm(self.bias.unsqueeze(1), x, weight)
+        return rearrange(outputs, "groups batch outputs -> batch groups outputs")
+
+
+class Critic(nn.Module):
+    """A network that scores poses, near 1 for human ones, and its view of a batch.
+
+    One's own overrides `forward`, `real` and `fake`.
+    """
+
+    name: str  # in losses, diagnostics and checkpoints
+    weight: float = 0.1  # of its term in the policy's loss
+    interval: int = 2  # it learns in the first of every so many updates
+    shape: tuple[int, ...]  # of one sample that it scores
+
+    def real(self, generated: GeneratedPoses) -> Tensor:
+        """(B, *shape): what the poses look like to it that were augmented."""
+        raise TypeError(f"{type(self).__name__} must define real(generated).")
+
+    def fake(self, generated: GeneratedPoses) -> Tensor:
+        """(B, *shape): what the augmented poses look like to it."""
+        raise TypeError(f"{type(self).__name__} must define fake(generated).")
+
+
+class PartKCSCritic(Critic):
+    """Scores of body parts from the Gram matrices of their unit bones (PoseAug section 3.3).
+
+    It sees angles between bones and nothing else: neither size, nor place, nor viewpoint. Of a
+    batch it sees bent poses, each in one frame. All parts' networks are one stack of batched matrix
+    products. ``scope="parts"`` gives one score per part in the order of ``skeleton.part_bones``;
+    ``"whole"`` judges the whole body by one network (the paper's ablation).
+    """
+
+    name = "critic_3d"
+    entries: Tensor
+    entry_masks: Tensor
+
+    def __init__(
+        self,
+        skeleton: Skeleton | str,
+        *,
+        scope: Literal["parts", "whole"] = "parts",
+        width: int = 64,
+        last_width: int = 64,
+    ) -> None:
+        super().__init__()
+        self.skeleton = skeleton = find_skeleton(skeleton)
+        self.shape = (skeleton.num_joints, 3)
+        bones = skeleton.num_bones
+        every_bone = (("body", tuple(range(bones))),)
+        parts = skeleton.part_bones if scope == "parts" else every_bone
+        masks = torch.zeros(len(parts), bones)
+        for mask, (_, members) in zip(masks, parts, strict=True):
+            mask[list(members)] = 1.0
+        pairs = (masks.unsqueeze(2) * masks.unsqueeze(1)).flatten(1)
+        # A part's own entries of the Gram matrix, filled up with others that are masked. The rest
+        # of the matrix is zero to a part, so its weights would never be used.
+        own = pairs.sort(dim=1, descending=True, stable=True)
+        most = int(pairs.sum(1).max())
+        self.register_buffer("entries", own.indices[:, :most], persistent=False)
+        self.register_buffer("entry_masks", own.values[:, :most], persistent=False)
+        self.layer_1 = GroupedLinear(len(parts), bones * bones, width)
+        self.layer_1.keep_inputs(self.entries)
+        self.layer_2 = GroupedLinear(len(parts), width, width)
+        self.layer_3 = GroupedLinear(len(parts), width, width)
+        self.layer_last = GroupedLinear(len(parts), width, last_width)
+        self.score = GroupedLinear(len(parts), last_width, 1)
+
+    @override
+    def real(self, generated: GeneratedPoses) -> Tensor:
+        return generated.clean_pose
+
+    @override
+    def fake(self, generated: GeneratedPoses) -> Tensor:
+        return generated.bent_pose
+
+    @override
+    def forward(self, joints: Tensor) -> Tensor:
+        """Scores (B, parts); joints (B, J, 3) in any unit and frame."""
+        directions = bone_directions(joints_to_bones(joints, self.skeleton))
+        gram = kinematic_chain_space(directions).flatten(1)
+        activate = nn.functional.leaky_relu
+        seen = gram.index_select(1, self.entries.flatten()).unflatten(1, self.entries.shape)
+        features = activate(self.layer_1(seen * self.entry_masks))
+        deeper = self.layer_3(activate(self.layer_2(features))) + features
+        return self.score(activate(self.layer_last(deeper))).squeeze(-1)
+
+
+class KeypointCritic(Critic):
+    """Score of a 2D pose in normalised screen coordinates (PoseAug section 3.3).
+
+    Of a batch it sees projections, each in one frame: real ones are of the poses that were
+    augmented, not a detector's, so that it does not learn the detector's noise.
+    """
+
+    name = "critic_2d"
+
+    def __init__(self, skeleton: Skeleton | str, *, width: int = 64) -> None:
+        super().__init__()
+        skeleton = find_skeleton(skeleton)
+        self.shape = (skeleton.num_joints, 2)
+        self.layer_1 = nn.Linear(skeleton.num_joints * 2, width)
+        self.layer_2 = nn.Linear(width, width)
+        self.layer_3 = nn.Linear(width, width)
+        self.layer_4 = nn.Linear(width, width)
+        self.layer_last = nn.Linear(width, width)
+        self.score = nn.Linear(width, 1)
+
+    @override
+    def real(self, generated: GeneratedPoses) -> Tensor:
+        return project_points(generated.clean_pose, generated.inputs.poses.intrinsics)
+
+    @override
+    def fake(self, generated: GeneratedPoses) -> Tensor:
+        return generated.seen_pose
+
+    @override
+    def forward(self, keypoints: Tensor) -> Tensor:
+        """Scores (B, 1); keypoints (B, J, 2)."""
+        activate = nn.functional.leaky_relu
+        first = activate(self.layer_1(keypoints.flatten(1)))
+        second = activate(self.layer_2(first))
+        third = activate(self.layer_3(second) + first)
+        return self.score(activate(self.layer_last(self.layer_4(third))))
+
+
+class AdversarialTerm:
+    """Rewards poses that a critic takes for human (LSGAN)."""
+
+    def __init__(self, critic: Critic) -> None:
+        self.critic, self.name = critic, critic.name
+
+    def __call__(self, generated: GeneratedPoses) -> Tensor:
+        """The weighted term, 0-d."""
+        scores = self.critic(self.critic.fake(generated))
+        return self.critic.weight * lsgan_policy_loss(scores, generated.weights)
+
+
+def critic_loss(
+    critic: Critic, real: Tensor, fake: Tensor, weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """LSGAN loss of a critic (PoseAug equations 7 and 8), and the share that it tells right.
+
+    ``weights`` (B,) are those of the real poses; the fake ones are detached.
+    """
+    real_scores, fake_scores = critic(torch.cat([real, fake])).split(len(real))
+    accuracy = 0.5 * (critic_accuracy(real_scores, True) + critic_accuracy(fake_scores, False))
+    return lsgan_critic_loss(real_scores, fake_scores, weights), accuracy.detach()

@@ -1,0 +1,167 @@
+"""What is done to a pose, apart from how it is chosen: parameters in, poses out; nothing random."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..body.bones import (
+    SHORTEST_BONE,
+    bone_directions,
+    bone_lengths,
+    bones_to_joints,
+    joints_to_bones,
+)
+from ..body.poses import CanonicalBatch
+from ..body.rotation import transform_rigidly
+from ..body.skeleton import Skeleton
+
+_OPPOSITE = 1e-6  # of 1 + cosine: a bone turned right round has no smallest rotation
+
+
+class AugmentationParameters(NamedTuple):
+    """One augmentation of a batch of windows (PoseAug section 3.2: gamma_ba, gamma_bl, R and t).
+
+    The size of 1 in the second axis shares a value over the window's frames.
+    """
+
+    bone_direction_offset: Tensor  # (B, 1, bones, 3) added to unit bones, then renormalised
+    bone_length_ratio: Tensor  # (B, 1, bones) length * (1 + ratio)
+    rotation: Tensor  # (B, 1, 3, 3) about the window's centre root
+    translation: Tensor  # (B, 1, 3) metres: where that root is put, camera space
+    focal_ratio: Tensor  # (B, 1) what the camera's focal length is multiplied by
+
+
+class AugmentedPoses(NamedTuple):
+    """Every stage of an augmentation, each (B, T, J, 3) in metres."""
+
+    bent: Tensor  # bone directions changed
+    scaled: Tensor  # and bone lengths
+    moved: Tensor  # and rotated and put elsewhere: the augmented pose
+
+
+class AugmentationInputs(NamedTuple):
+    """Poses and noise; a policy makes the same augmented poses of the same inputs."""
+
+    poses: CanonicalBatch  # (B, ...) what is augmented
+    noise: Tensor  # (B, noise_size) standard normal
+    judged_frame: Tensor | None  # (B,) which frame critics of single poses see; None for T = 1
+    keeps_cameras: bool  # whatever the focal ratio is
+
+
+class GeneratedPoses(NamedTuple):
+    """What a policy makes of its inputs, in graph with it where gradients are enabled."""
+
+    inputs: AugmentationInputs
+    parameters: AugmentationParameters
+    poses: AugmentedPoses
+    keypoints: Tensor  # (B, T, J, 2) projection of the moved poses
+    intrinsics: Tensor  # (B, 9) of the cameras that see the moved poses
+    weights: Tensor  # (B,) 1 for usable samples, else 0
+    clean_pose: Tensor  # (B, J, 3) the judged frame of the inputs
+    bent_pose: Tensor  # (B, J, 3) of the bent poses
+    seen_pose: Tensor  # (B, J, 2) of the keypoints
+
+
+def generated_poses(
+    inputs: AugmentationInputs,
+    parameters: AugmentationParameters,
+    poses: AugmentedPoses,
+    keypoints: Tensor,
+    intrinsics: Tensor,
+) -> GeneratedPoses:
+    """`GeneratedPoses` with the frames that critics of single poses see."""
+    frame = inputs.judged_frame
+    return GeneratedPoses(
+        *(inputs, parameters, poses, keypoints, intrinsics),
+        weights=inputs.poses.usable.to(keypoints.dtype),
+        clean_pose=select_frame(inputs.poses.joints, frame),
+        bent_pose=select_frame(poses.bent, frame),
+        seen_pose=select_frame(keypoints, frame),
+    )
+
+
+def middle_frame(frames: int) -> int:
+    """Index of the frame that stands for a window."""
+    return frames // 2
+
+
+def select_frame(poses: Tensor, frame: Tensor | None) -> Tensor:
+    """(B, J, C) out of (B, T, J, C): of each window its own ``frame`` (B,); None for T = 1."""
+    if frame is None:
+        return poses[:, 0]
+    return poses.take_along_dim(frame[:, None, None, None], 1)[:, 0]
+
+
+def matching_frames(poses: Tensor, frames: int, target: int) -> Tensor:
+    """Of (B, T, ...) the one ``target`` frame where only that is asked for, else all of them."""
+    return poses[:, target : target + 1] if frames == 1 < poses.shape[1] else poses
+
+
+def centre_root(joints: Tensor, skeleton: Skeleton) -> Tensor:
+    """(B, 1, 3) root position in the window's middle frame, for joints (B, T, J, 3)."""
+    middle = middle_frame(joints.shape[1])
+    return joints[:, middle : middle + 1, skeleton.root]
+
+
+def identity_parameters(joints: Tensor, skeleton: Skeleton) -> AugmentationParameters:
+    """The parameters that change nothing."""
+    batch, bones = joints.shape[0], joints.shape[2] - 1
+    return AugmentationParameters(
+        joints.new_zeros(batch, 1, bones, 3),
+        joints.new_zeros(batch, 1, bones),
+        torch.eye(3, dtype=joints.dtype, device=joints.device).expand(batch, 1, 3, 3),
+        centre_root(joints, skeleton),
+        joints.new_ones(batch, 1),
+    )
+
+
+def bend_directions(directions: Tensor, offset: Tensor) -> Tensor:
+    """Turn bones: direction = normalise(direction + offset).
+
+    Of unit vectors (B, T, bones, 3) in a window that is the middle frame's. One rotation per bone,
+    the smallest that takes it there, serves the whole window, so that a bone moves as fast as
+    before. Adding the offset (B, 1, bones, 3) in every frame would speed it up where they cancel.
+    """
+    frames = directions.shape[1]
+    middle = middle_frame(frames)
+    start = directions[:, middle : middle + 1]
+    end = nn.functional.normalize(start + offset, dim=-1, eps=SHORTEST_BONE)
+    if frames == 1:
+        return end
+    axis = torch.cross(start, end, dim=-1)  # times the sine
+    cosine = (start * end).sum(-1, keepdim=True)
+    along = (axis * directions).sum(-1, keepdim=True) / (1 + cosine).clamp(min=_OPPOSITE)
+    return (
+        cosine * directions
+        + torch.cross(axis.expand_as(directions), directions, dim=-1)
+        + (along * axis)
+    )
+
+
+def apply_augmentation(
+    joints: Tensor, parameters: AugmentationParameters, skeleton: Skeleton
+) -> AugmentedPoses:
+    """Bend, scale and move poses: X' = R H^-1(B') + t (PoseAug section 3.2).
+
+    Deterministic and differentiable in the joints (B, T, J, 3), camera-space metres, and in the
+    parameters. The root's path through the window is rotated and carried along.
+    """
+    root, centre = joints[..., skeleton.root, :], centre_root(joints, skeleton)
+    bones = joints_to_bones(joints, skeleton)
+    lengths = bone_lengths(bones).unsqueeze(-1)
+    bent_bones = bend_directions(bones / lengths, parameters.bone_direction_offset) * lengths
+    scaled_bones = bent_bones * (1 + parameters.bone_length_ratio).unsqueeze(-1)
+    bent = bones_to_joints(bent_bones, skeleton, root)
+    scaled = bones_to_joints(scaled_bones, skeleton, root)
+    moved = transform_rigidly(scaled, parameters.rotation, centre, parameters.translation)
+    return AugmentedPoses(bent, scaled, moved)
+
+
+def bone_angle_change(joints: Tensor, bent: Tensor, skeleton: Skeleton) -> Tensor:
+    """1 - cos of the angle that each bone was turned by: (..., bones), 0 to 2."""
+    before = bone_directions(joints_to_bones(joints, skeleton))
+    after = bone_directions(joints_to_bones(bent, skeleton))
+    return 1 - (before * after).sum(-1)

@@ -1,0 +1,1 @@
+"""A pose and the camera that sees it: pure functions and data."""

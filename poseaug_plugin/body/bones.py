@@ -1,0 +1,129 @@
+"""Joints to bone vectors and back; directions, lengths and their Gram matrix (KCS)."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from .skeleton import Skeleton
+
+SHORTEST_BONE = 1e-6
+"""Metres. Below it a bone has no direction: its unit vector and gradients are 0, never NaN."""
+
+
+class SkeletonTables(NamedTuple):
+    """A skeleton as tensors."""
+
+    parents: Tensor  # (bones,) joint indices
+    children: Tensor  # (bones,) joint indices
+    groups: Tensor  # (bones,) length group of each bone
+    bones_to_joints: Tensor  # (J, bones) -1 on the path to the root
+    pooling: Tensor  # (groups, bones) averages a left and its right bone
+    is_not_root: Tensor  # (J, 1) 0 at the root joint, 1 elsewhere
+
+
+def skeleton_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype) -> SkeletonTables:
+    """A skeleton's tables, put on the device once, so that no step builds tensors on the host."""
+    if torch.compiler.is_compiling():
+        return _constant_tables(skeleton.as_data(), device, dtype)
+    return filled_tables(skeleton, device, dtype)
+
+
+# A compiled function holds the tables as they are; traced, it would fill them again at every call.
+# It takes plain data, since torch.compile knows no other constants.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _constant_tables(
+    data: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> SkeletonTables:
+    return filled_tables(Skeleton.from_data(data), device, dtype)
+
+
+# Kept for good: a recorded CUDA graph reads them where they are.
+@cache
+def filled_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype) -> SkeletonTables:
+    """The tables themselves; call `skeleton_tables`."""
+    # Tables first asked for under inference_mode must still be usable by autograd later.
+    with torch.inference_mode(False):
+        on_cpu: dict[str, Any] = {"dtype": dtype, "device": "cpu"}  # filled there, then moved
+        to_joints = torch.zeros(skeleton.num_joints, skeleton.num_bones, **on_cpu)
+        for joint in range(skeleton.num_joints):
+            to_joints[joint, list(skeleton.bones_to_root(joint))] = -1.0
+        groups = torch.tensor(skeleton.bone_length_groups, device="cpu")
+        members = torch.nn.functional.one_hot(groups, skeleton.num_bone_length_groups).T.to(dtype)
+        is_not_root = torch.ones(skeleton.num_joints, 1, **on_cpu)
+        is_not_root[skeleton.root] = 0.0
+        return SkeletonTables(
+            torch.tensor(skeleton.bone_parents, device=device),
+            torch.tensor(skeleton.bone_children, device=device),
+            groups.to(device),
+            to_joints.to(device),
+            (members / members.sum(1, keepdim=True)).to(device),
+            is_not_root.to(device),
+        )
+
+
+def joints_to_bones(joints: Tensor, skeleton: Skeleton) -> Tensor:
+    """Bone vectors ``parent - child`` (..., J - 1, 3) of joints (..., J, 3), in any unit and frame.
+
+    The paper's B = XC (section 3.2), in the direction of the reference code.
+    """
+    tables = skeleton_tables(skeleton, joints.device, joints.dtype)
+    return joints.index_select(-2, tables.parents) - joints.index_select(-2, tables.children)
+
+
+def bones_to_joints(bones: Tensor, skeleton: Skeleton, root: Tensor | None = None) -> Tensor:
+    """Joints (..., J, 3) from bone vectors, the inverse of `joints_to_bones` (the paper's H^-1).
+
+    ``root`` (..., 3) is the position of the root joint, by default the origin.
+    """
+    joints = skeleton_tables(skeleton, bones.device, bones.dtype).bones_to_joints @ bones
+    return joints if root is None else joints + root.unsqueeze(-2)
+
+
+def root_relative(joints: Tensor, skeleton: Skeleton) -> Tensor:
+    """Joints (..., J, 3) with the root joint at the origin."""
+    return joints - joints[..., skeleton.root : skeleton.root + 1, :]
+
+
+def bone_lengths(bones: Tensor) -> Tensor:
+    """Lengths (..., bones) of bone vectors (..., bones, 3); at least `SHORTEST_BONE`."""
+    return torch.linalg.vector_norm(bones, dim=-1).clamp(min=SHORTEST_BONE)
+
+
+def bone_directions(bones: Tensor) -> Tensor:
+    """Unit vectors (..., bones, 3); a zero-length bone gives 0 and a finite gradient."""
+    return nn.functional.normalize(bones, dim=-1, eps=SHORTEST_BONE)
+
+
+def average_bone_lengths(joints: Tensor, skeleton: Skeleton) -> Tensor:
+    """(..., groups) length of each left/right-tied bone group, for joints (..., J, 3)."""
+    lengths = bone_lengths(joints_to_bones(joints, skeleton))
+    return lengths @ skeleton_tables(skeleton, joints.device, joints.dtype).pooling.T
+
+
+def per_bone(group_values: Tensor, skeleton: Skeleton) -> Tensor:
+    """(..., bones) from one value per length group (..., groups)."""
+    tables = skeleton_tables(skeleton, group_values.device, group_values.dtype)
+    return group_values.index_select(-1, tables.groups)
+
+
+def with_bone_lengths(joints: Tensor, lengths: Tensor, skeleton: Skeleton) -> Tensor:
+    """The same pose on another body: directions and root kept, lengths (..., bones) replaced.
+
+    With lengths of other people it is the released code's random bone-length swap.
+    """
+    directions = bone_directions(joints_to_bones(joints, skeleton))
+    return bones_to_joints(
+        directions * lengths.unsqueeze(-1), skeleton, joints[..., skeleton.root, :]
+    )
+
+
+def kinematic_chain_space(bones: Tensor) -> Tensor:
+    """Gram matrix B B^T of bone vectors: (..., bones, 3) -> (..., bones, bones).
+
+    Of unit bones it holds angles alone (Wandt & Rosenhahn, CVPR 2019; PoseAug section 3.3).
+    """
+    return bones @ bones.transpose(-1, -2)

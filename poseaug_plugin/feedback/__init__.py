@@ -1,0 +1,1 @@
+"""What the estimator says: its predictions, and what follows from its error."""

@@ -1,0 +1,105 @@
+"""Feedback of the estimator's error: it sets the strength of all spreads."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..augment.augmenter import AugmentedBatch, evenly_spaced
+from ..augment.policy import AugmentationPolicy
+from ..augment.transforms import matching_frames
+from ..body.skeleton import Skeleton
+
+# Above this share of the mean pose's error an estimator learns nothing from augmented poses.
+_LIMIT = 0.95
+_MEMORY = 0.01  # of the running ratio: it forgets in some hundred updates
+_SPEED = 1 / 500  # of the strength, per update: slower than an estimator begins to learn
+_HIGHEST = 2.0  # ratio that is told from others: an outlier must not hold the strength down
+_ENOUGH = 512  # samples of either kind
+
+
+class ObservedErrors(NamedTuple):
+    """Mean joint errors of the user's own forward pass, 0-d, metres; NaN without samples."""
+
+    augmented: Tensor  # of augmented poses
+    original: Tensor  # of original ones
+    mean_pose: Tensor  # of answering every augmented pose with their mean
+    weight: Tensor  # how many augmented poses that is of
+
+
+def observed_errors(
+    predicted: Tensor | None, batch: AugmentedBatch, skeleton: Skeleton
+) -> ObservedErrors | None:
+    """Compare the estimator's answer (N, T, J, 3), metres, with the poses of an augmented batch.
+
+    Of a window T may be 1, its target frame. At most 512 samples of either kind are compared. None
+    where there is no answer, or its shape does not fit.
+    """
+    if predicted is None:
+        return None
+    frames, root = predicted.shape[1], skeleton.root
+    augmented = matching_frames(batch.joints, frames, batch.target)
+    original = matching_frames(batch.batch.joints, frames, batch.target)
+    samples = batch.places.shape[0] + batch.originals.shape[0]
+    if predicted.shape != (samples, *original.shape[1:]):
+        return None
+    rows, poses, accepted = evenly_spaced(
+        (batch.places, augmented, batch.accepted), batch.places.shape[0], _ENOUGH
+    )
+    originals = evenly_spaced(batch.originals, batch.originals.shape[0], _ENOUGH)
+
+    def errors(rows: Tensor, targets: Tensor) -> Tensor:
+        difference = predicted.index_select(0, rows) - targets
+        difference = difference - difference[..., root : root + 1, :]
+        return torch.linalg.vector_norm(difference, dim=-1).mean((1, 2))
+
+    error = errors(rows, poses)
+    chosen = accepted & error.isfinite()
+    weight = chosen.sum()
+    poses = torch.where(chosen[:, None, None], poses[:, poses.shape[1] // 2], 0.0)
+    poses = poses - poses[..., root : root + 1, :]
+    from_mean = torch.linalg.vector_norm(poses - poses.sum(0) / weight, dim=-1).mean(1)
+    easier = errors(originals, original.index_select(0, originals))
+    counted = batch.batch.usable[originals] & easier.isfinite()
+    return ObservedErrors(
+        torch.where(chosen, error, 0.0).sum() / weight,
+        torch.where(counted, easier, 0.0).sum() / counted.sum(),
+        torch.where(chosen, from_mean, 0.0).sum() / weight,
+        weight.to(error.dtype),
+    )
+
+
+class FeedbackController(nn.Module):
+    """Keeps augmented poses no harder than what the estimator can learn from.
+
+    One bounded number, the strength in [0, 1], multiplies all spreads of the policy. It falls while
+    the estimator's error on augmented poses is near that of answering with their mean pose, and
+    returns when it is not. The running error starts at zero, so an estimator that has only begun
+    keeps the full strength for a while. In the manner of StyleGAN2-ADA's controller (Karras et al.,
+    NeurIPS 2020, section 3.1).
+
+    Args:
+        policy: Has the strength.
+    """
+
+    strength: Tensor
+    ratio: Tensor
+
+    def __init__(self, policy: AugmentationPolicy) -> None:
+        super().__init__()
+        # The policy's own tensor, so that loading a checkpoint sets it there.
+        self.register_buffer("strength", policy.strength)
+        self.register_buffer("ratio", torch.zeros_like(policy.strength))
+
+    @torch.no_grad()
+    def move(self, errors: Tensor, allowed: Tensor) -> None:
+        """Take in the errors (2,) on augmented poses and of their mean pose, where allowed."""
+        latest = (errors[0] / errors[1]).clamp(max=_HIGHEST)
+        known = allowed & latest.isfinite()
+        change = torch.where(known, _MEMORY * (latest - self.ratio), 0.0)
+        self.ratio += change
+        direction = torch.where(self.ratio > _LIMIT, -_SPEED, _SPEED)
+        self.strength += torch.where(known, direction, 0.0)
+        self.strength.clamp_(0.0, 1.0)

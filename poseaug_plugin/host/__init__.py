@@ -1,0 +1,1 @@
+"""Somebody else's loop: its format, its sequences, its batches, its optimizer."""

@@ -1,0 +1,281 @@
+"""Between a host's batch and the canonical form inside (`body.poses`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, NamedTuple, Protocol, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..body.bones import root_relative, skeleton_tables
+from ..body.camera import solve_root
+from ..body.poses import DEFAULT_INTRINSICS, CanonicalPoses, constant
+from ..body.skeleton import Skeleton
+from ..errors import check_choice, check_number, warn
+
+
+class HostPoses(NamedTuple):
+    """Poses as the host has them."""
+
+    inputs_2d: Tensor
+    inputs_3d: Tensor
+
+
+class Adapter(Protocol):
+    """A host's format, as the hook reads and writes it. Shapes only, never values: no device sync.
+
+    Called under torch's own default dtype and device, whatever the host has set. An attribute
+    ``aspect_ratio``, image height / width, is taken for 1 where it is missing. A method
+    ``estimator_inputs(inputs_2d)`` is needed only where the hook asks the estimator itself
+    (``paper``, ``released``), and that takes its input in another shape than `encode` gives.
+    """
+
+    def check(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, num_joints: int) -> str:
+        """What is wrong with the shapes, in words, or an empty string."""
+
+    def num_joints(self, inputs_3d: Tensor) -> int:
+        """Number of joints that the host's poses have."""
+
+    def decode(
+        self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, skeleton: Skeleton
+    ) -> CanonicalPoses:
+        """Host to canonical. What is not finite, or behind the camera, is found afterwards."""
+
+    def encode(
+        self, joints: Tensor, keypoints: Tensor, like: HostPoses, skeleton: Skeleton
+    ) -> HostPoses:
+        """Canonical to host, differentiable, for the samples ``like`` that they were made from."""
+
+    def predicted_joints(self, prediction: Tensor, skeleton: Skeleton) -> Tensor:
+        """The estimator's output as (B, T, J, 3) metres; the root's place does not matter."""
+
+
+Root = Literal["trajectory", "absolute", "zeroed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoseAdapter:
+    """(B, T, J, 2) or (B, J, 2) normalised 2D with (B, T, J, 3) or (B, J, 3) camera-space 3D.
+
+    The 3D may be of one frame, the one that is lifted, when the 2D is of several; a `PoseSource`
+    then supplies the windows.
+
+    Args:
+        root: Where the root's position is. ``"trajectory"``: in the root joint, the other joints
+            root-relative, as VideoPose3D's loader has it. ``"absolute"``: every joint absolute.
+            ``"zeroed"``: nowhere (SemGCN); it is then solved from 2D, 3D and camera.
+        metres_per_unit: 1 for metres, 0.001 for millimetres.
+        aspect_ratio: Image height / width; augmented poses stay inside that frame.
+
+    Raises `PoseAugError` for another root, or a number that is not positive.
+    """
+
+    root: Root = "trajectory"
+    metres_per_unit: float = 1.0
+    aspect_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_choice("PoseAdapter: root", self.root, get_args(Root))
+        check_number("PoseAdapter: metres_per_unit", self.metres_per_unit, 1e-9)
+        check_number("PoseAdapter: aspect_ratio", self.aspect_ratio, 1e-3)
+
+    def num_joints(self, inputs_3d: Tensor) -> int:
+        """J of (..., J, 3)."""
+        return inputs_3d.shape[-2] if inputs_3d.dim() >= 2 else 0
+
+    def check(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, num_joints: int) -> str:
+        """Shapes, dtypes and devices."""
+        for name, tensor, channels in (("inputs_3d", inputs_3d, 3), ("inputs_2d", inputs_2d, 2)):
+            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+                kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+                return f"{name} must be a floating-point tensor, got {kind}"
+            if tensor.dim() not in (3, 4) or tensor.shape[-2:] != (num_joints, channels):
+                return (
+                    f"{name} must be (batch, frames, {num_joints}, {channels}) or "
+                    f"(batch, {num_joints}, {channels}), got {tuple(tensor.shape)}"
+                )
+        shapes = tuple(inputs_2d.shape), tuple(inputs_3d.shape)
+        is_one_of_many = inputs_2d.dim() == inputs_3d.dim() == 4 and shapes[1][1] == 1
+        same_frames = shapes[0][1:-1] == shapes[1][1:-1] or is_one_of_many
+        if shapes[0][0] != shapes[1][0] or not same_frames:
+            one_has_frames = len(shapes[0]) != len(shapes[1])
+            remedy = " (give both an axis of frames, or neither)" if one_has_frames else ""
+            return (
+                f"inputs_2d and inputs_3d must have the same batch and frames, got {shapes[0]} and "
+                f"{shapes[1]}{remedy}"
+            )
+        devices = inputs_2d.device, inputs_3d.device
+        if devices[0] != devices[1]:
+            return (
+                f"inputs_2d and inputs_3d must be on one device, got {devices[0]} and {devices[1]}"
+            )
+        if is_one_of_many and shapes[0][1] > 1 and self.root == "zeroed":
+            return (
+                f"inputs_3d must have all {shapes[0][1]} frames of inputs_2d for root='zeroed', "
+                "since the root is solved from both, got 1"
+            )
+        return camera_problem(camera, shapes[1][0])
+
+    def decode(
+        self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, skeleton: Skeleton
+    ) -> CanonicalPoses:
+        """Absolute metres; a missing root is solved, a missing camera assumed (with a warning)."""
+        keypoints, joints = (
+            (x if x.dim() == 4 else x.unsqueeze(1)).detach().float() for x in (inputs_2d, inputs_3d)
+        )
+        intrinsics = batch_intrinsics(camera, joints)
+        if self.metres_per_unit != 1:
+            joints = joints * self.metres_per_unit
+        placed = None
+        if self.root == "trajectory":
+            joints = joints + _trajectory(joints, skeleton)
+        elif self.root == "zeroed":
+            relative = root_relative(joints, skeleton)
+            solved = solve_root(keypoints, relative, intrinsics)
+            joints, placed = relative + solved.root.unsqueeze(-2), solved.found.all(-1)
+        return CanonicalPoses(joints, keypoints, intrinsics, placed)
+
+    def encode(
+        self, joints: Tensor, keypoints: Tensor, like: HostPoses, skeleton: Skeleton
+    ) -> HostPoses:
+        """Back to the host's root convention, unit, shape and dtype."""
+        if self.root == "trajectory":
+            joints = joints - _trajectory(joints, skeleton)
+        elif self.root == "zeroed":
+            joints = root_relative(joints, skeleton)
+        if self.metres_per_unit != 1:
+            joints = joints / self.metres_per_unit
+        made = zip((keypoints, joints), like, strict=True)
+        return HostPoses(*(poses.reshape(x.shape).to(x.dtype) for poses, x in made))
+
+    def estimator_inputs(self, inputs_2d: Tensor) -> Tensor:
+        """What the estimator takes for ``inputs_2d``: the same."""
+        return inputs_2d
+
+    def predicted_joints(self, prediction: Tensor, skeleton: Skeleton) -> Tensor:
+        """(B, T, J, 3), (B, J, 3) or flattened (B, J * 3), in the host's unit."""
+        joints = prediction.float().reshape(prediction.shape[0], -1, skeleton.num_joints, 3)
+        return joints * self.metres_per_unit
+
+
+def _trajectory(joints: Tensor, skeleton: Skeleton) -> Tensor:
+    """The root's position at every other joint, zero at the root."""
+    root = joints[..., skeleton.root : skeleton.root + 1, :]
+    return root * skeleton_tables(skeleton, joints.device, joints.dtype).is_not_root
+
+
+def camera_problem(camera: Any, batch_size: int) -> str:
+    """What is wrong with (B, 9) or (9,) intrinsics, in words, or an empty string; None is fine."""
+    is_array = isinstance(camera, (Tensor, np.ndarray))
+    got = tuple(camera.shape) if is_array else type(camera).__name__
+    if camera is None or got in ((9,), (batch_size, 9)):
+        return ""
+    return f"camera must be ({batch_size}, 9) or (9,) intrinsics, got {got}"
+
+
+def batch_intrinsics(camera: Any, joints: Tensor) -> Tensor:
+    """(B, 9) intrinsics beside the joints; `DEFAULT_INTRINSICS` for None, with one warning."""
+    if camera is None:
+        _warn_of_assumed_camera()
+        camera = constant(DEFAULT_INTRINSICS, joints.device)
+    if isinstance(camera, np.ndarray):  # torch takes no negative strides, and minds read-only ones
+        camera = np.array(camera, np.float32)
+    camera = torch.as_tensor(camera, dtype=torch.float32, device=joints.device)
+    return camera.expand(joints.shape[0], 9)
+
+
+@cache
+def _warn_of_assumed_camera() -> None:
+    warn(
+        "PoseAugHook.augment: no camera given; assuming Human3.6M's focal length "
+        f"({DEFAULT_INTRINSICS[0]} in normalised units), centred, no distortion. Pass the batch's "
+        "(B, 9) intrinsics as third argument where you have them."
+    )
+
+
+class HostBatch(NamedTuple):
+    """A batch with its cameras."""
+
+    inputs_2d: Tensor
+    inputs_3d: Tensor
+    camera: Any
+
+
+def mix_samples(
+    original: Tensor,
+    augmented: Tensor,
+    replaced: Tensor,
+    sources: Tensor,
+    accepted: Tensor,
+    appends: bool,
+) -> Tensor:
+    """The batch with augmented samples where they are accepted; everything else bit for bit.
+
+    Of a batch (B, ...) the samples at ``sources`` (k,) are ``replaced`` (k, ...) by ``augmented``
+    ones, where ``accepted`` (k,) says so; or these are put behind the batch.
+    """
+    original = original.detach()
+    keep = accepted.reshape(-1, *[1] * (augmented.dim() - 1))
+    samples = torch.where(keep, augmented, replaced)
+    if appends:
+        return torch.cat([original, samples])
+    return original.index_copy(0, sources, samples).contiguous()
+
+
+def mix_poses(given: HostPoses, augmented: HostPoses, replaced: HostPoses, *how: Any) -> HostPoses:
+    """`mix_samples` of 2D and of 3D."""
+    tensors = zip(given, augmented, replaced, strict=True)
+    return HostPoses(*(mix_samples(*t, *how) for t in tensors))
+
+
+def mix_cameras(
+    camera: Any,
+    augmented: Tensor,
+    sources: Tensor,
+    accepted: Tensor,
+    appends: bool,
+    batch_size: int,
+) -> Any:
+    """The cameras (N, 9) of a batch of `mix_samples`, of the type and device that came in.
+
+    ``camera`` is (B, 9) or (9,) intrinsics, tensor or array; or several things, of which the first
+    is that and the others have a row per sample. None stays None.
+    """
+    if camera is None:
+        return None
+    if isinstance(camera, (tuple, list)):
+        changed = mix_cameras(camera[0], augmented, sources, accepted, appends, batch_size)
+        others = [_again(values, batch_size) if appends else values for values in camera[1:]]
+        return _like(camera, [changed, *others])
+    camera = one_each(camera, batch_size)
+    own = camera if isinstance(camera, Tensor) else torch.from_numpy(camera.copy())
+    sources, accepted = sources.to(own.device), accepted.to(own.device)
+    replaced = own.detach()[sources]
+    cameras = mix_samples(own, augmented.to(own), replaced, sources, accepted, appends)
+    return cameras if isinstance(camera, Tensor) else np.asarray(cameras)
+
+
+def one_each(camera: Any, batch_size: int) -> Any:
+    """Cameras in the host's form, the intrinsics (B, 9) also where they were (9,) for all."""
+    if isinstance(camera, (tuple, list)):
+        return _like(camera, [one_each(camera[0], batch_size), *camera[1:]])
+    if getattr(camera, "ndim", 0) != 1:
+        return camera
+    if isinstance(camera, Tensor):
+        return camera.expand(batch_size, -1).contiguous()
+    return np.repeat(camera[None], batch_size, 0)
+
+
+def _like(camera: Any, values: list[Any]) -> Any:
+    """A list, a tuple or a named tuple of other values."""
+    return type(camera)(*values) if hasattr(camera, "_fields") else type(camera)(values)
+
+
+def _again(values: Any, batch_size: int) -> Any:
+    """What has a row per sample, for a batch and its appended copy."""
+    if not getattr(values, "ndim", 0) or len(values) != batch_size:
+        return values
+    return torch.cat([values] * 2) if isinstance(values, Tensor) else np.concatenate([values] * 2)

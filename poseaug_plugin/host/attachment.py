@@ -1,0 +1,165 @@
+"""Callbacks on somebody else's module and optimizer that leave no trace, and reminders."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import (
+    Optimizer,
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from ..errors import PoseAugError, warn
+
+_PATIENCE = 100  # batches that come to nothing, after which a word is due
+
+Owner = TypeVar("Owner")
+
+
+class InertCallback(Generic[Owner]):
+    """Calls ``method(owner, ...)`` while the owner lives; does nothing in copies.
+
+    Deep-copying or pickling the user's model takes its forward hooks along. The copy gets the bound
+    method of a null context, which takes any arguments and needs nothing of this package.
+    """
+
+    def __init__(self, owner: Owner, method: Callable[..., None]) -> None:
+        self._owner, self._method = weakref.ref(owner), method
+
+    # Not compiled: a compiled step of the user's would take all of the hook's training in.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __call__(self, *arguments: Any) -> None:
+        """Pass the arguments on, if there is still somebody to take them."""
+        owner = self._owner()
+        if owner is not None:
+            self._method(owner, *arguments)
+
+    def __deepcopy__(self, _: Any) -> Callable[..., None]:
+        return nullcontext().__exit__
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (nullcontext(), "__exit__")
+
+
+# Callbacks are registered once and for good: taken away while another thread steps, or by the
+# garbage collector in the middle of a step, they would break that step.
+_watchers: weakref.WeakKeyDictionary[Any, Callable[..., None]] = weakref.WeakKeyDictionary()
+_is_registered = False
+
+
+# Not compiled, like an `InertCallback`.
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _tell_watchers(optimizer: Optimizer, *_: Any) -> None:
+    for watcher, method in list(_watchers.items()):
+        method(watcher, optimizer)
+
+
+def watch_optimizers(owner: Owner, method: Callable[[Owner, Optimizer], None]) -> None:
+    """Call ``method(owner, optimizer)`` before and after every optimizer step, while it lives."""
+    global _is_registered
+    _watchers[owner] = method
+    if not _is_registered:
+        _is_registered = True
+        register_optimizer_step_pre_hook(_tell_watchers)
+        register_optimizer_step_post_hook(_tell_watchers)
+
+
+def unwatch_optimizers(owner: object) -> None:
+    """Call nobody for this owner any more."""
+    _watchers.pop(owner, None)
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """The device of a module's first parameter; the CPU where it has none."""
+    parameter = next(module.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def holds_parameters(optimizer: Optimizer, estimator: nn.Module) -> bool:
+    """Whether the optimizer trains any of the estimator's parameters, by identity."""
+    own = {id(p) for p in estimator.parameters()}
+    return any(id(p) in own for group in optimizer.param_groups for p in group["params"])
+
+
+def check_estimator(estimator: nn.Module) -> None:
+    """Refuse what is no module, or sharded by FSDP."""
+    if not isinstance(estimator, nn.Module):
+        raise PoseAugError(
+            f"PoseAugHook: estimator must be a torch.nn.Module, got {type(estimator).__name__}."
+        )
+    if any(
+        kind.__name__ in ("FullyShardedDataParallel", "FSDPModule")
+        for module in estimator.modules()
+        for kind in type(module).__mro__
+    ):
+        raise PoseAugError(
+            "PoseAugHook: FSDP shards the estimator's parameters, which the hook cannot follow; "
+            "use DistributedDataParallel."
+        )
+
+
+def check_optimizer(optimizer: Optimizer, estimator: nn.Module) -> None:
+    """Refuse an optimizer that has no step hooks, or trains something else."""
+    if not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        raise PoseAugError(
+            f"PoseAugHook: {type(optimizer).__name__} has no step hooks (it is not a "
+            "torch.optim.Optimizer, or does not call its __init__). Pass the optimizer inside it, "
+            "or leave it out and call hook.step() right before its step()."
+        )
+    if not holds_parameters(optimizer, estimator):
+        raise PoseAugError(
+            "PoseAugHook: the optimizer holds none of the estimator's parameters. Was the "
+            "estimator copied or re-created after the optimizer was made?"
+        )
+
+
+class Reminders:
+    """Warns, once each, where the hook's batches come to nothing."""
+
+    def __init__(self, names_optimizer: bool) -> None:
+        self._names_optimizer = names_optimizer
+        self._without_update = self._too_small = 0
+        self._has_looked = False
+
+    def too_small(self, size: int, share: float) -> None:
+        """A batch had too few samples to augment."""
+        self._too_small += 1
+        if self._too_small == _PATIENCE:
+            warn(
+                f"PoseAugHook: {_PATIENCE} batches in a row were not augmented: share={share} of "
+                f"{size} samples is less than two. Pass a larger share, or larger batches."
+            )
+
+    def augmented(self, usable: Tensor) -> None:
+        """A batch of (N,) usable samples was augmented; reads those of the first one."""
+        self._too_small = 0
+        self._without_update += 1
+        if self._without_update == _PATIENCE:
+            what = (
+                "the optimizer that the hook was given has not stepped. Does another one step in "
+                "its place? Leave it out, and any with the estimator's parameters counts; or"
+                if self._names_optimizer
+                else "no optimizer with the estimator's parameters has stepped. Is the optimizer a "
+                "torch.optim.Optimizer? If not,"
+            )
+            warn(
+                f"PoseAugHook: {_PATIENCE} batches were augmented and {what} call hook.step() "
+                "right before its step()."
+            )
+        has_looked, self._has_looked = self._has_looked, True
+        if not has_looked and not usable.any():
+            warn(
+                "PoseAugHook: no sample of the first batch is finite and in front of the camera, "
+                "so nothing was augmented. print(hook.check_batch(inputs_2d, inputs_3d, camera)) "
+                "tells more."
+            )
+
+    def updating(self) -> None:
+        """An optimizer steps."""
+        self._without_update = 0

@@ -1,0 +1,278 @@
+"""Checks of a host's batch: which skeleton it is, and whether it is what the hook takes it for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..augment.transforms import middle_frame
+from ..body.bones import average_bone_lengths, bone_lengths, joints_to_bones, per_bone
+from ..body.camera import project_points
+from ..body.poses import canonical_batch
+from ..body.presets import SKELETONS
+from ..body.skeleton import Skeleton
+from ..errors import PoseAugError
+from .adapter import Adapter
+
+_ASYMMETRIC = 0.12
+# People differ in a bone's length by less; joints that no bone connects, by more.
+_VARIABLE = 0.35
+_TO_AND_FRO = 1.2  # Human3.6M's own joints come to 1.1
+_MIRRORED = 0.2
+_BENT = 0.05  # a knee this share of the leg's length off the straight line shows where it bends
+_TOUCHING = 0.01  # normalised units: nearer 2D and projected 3D need no word about the camera
+
+
+class BatchReport(NamedTuple):
+    """The findings of `check_batch`; ``print(report)`` shows them."""
+
+    problems: tuple[str, ...]
+    camera_is_assumed: bool  # none was given
+    usable_share: float  # samples that are finite and in front of the camera
+    root_depth: float  # median, metres
+    body_size: float  # median sum of bone lengths, metres
+    asymmetry: float  # median |left - right| / mean length of paired bones
+    length_variation: float  # of the most variable bone: standard deviation / mean over the batch
+    detour: float  # bones together / shortest tree through the joints; 1 is a body
+    knees_forward_share: float  # of bent knees
+    in_frame_share: float  # of 2D keypoints within [-1, 1]
+    reprojection_error: float  # median distance of 2D and projected 3D, normalised units
+    focal_length: float  # in use, normalised units
+    fitting_focal_length: float  # with which 3D would project onto 2D best
+
+    @property
+    def ok(self) -> bool:
+        """Nothing to complain of."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        assumed = " (assumed)" if self.camera_is_assumed else ""
+        pixels = 500 * self.reprojection_error
+        figures = (
+            f"usable samples {self.usable_share:.0%}, root depth {self.root_depth:.2f} m\n"
+            f"bones {self.body_size:.2f} m together, left/right difference {self.asymmetry:.1%}, "
+            f"most variable bone {self.length_variation:.0%}, detour {self.detour:.2f}, "
+            f"knees bend forward {self.knees_forward_share:.0%}\n"
+            f"keypoints in frame {self.in_frame_share:.0%}, reprojection error "
+            f"{self.reprojection_error:.4f} ({pixels:.1f} px at width 1000), focal length "
+            f"{self.focal_length:.2f}{assumed}, 2D and 3D fit {self.fitting_focal_length:.2f}"
+        )
+        verdict = "ok" if self.ok else "\n".join(f"- {p}" for p in self.problems)
+        return f"{figures}\n{verdict}"
+
+
+def infer_skeleton(
+    adapter: Adapter, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, call: str = "augment"
+) -> Skeleton:
+    """The preset that a batch is in, from its joint count and, if need be, its symmetry.
+
+    Human3.6M, MPI-INF-3DHP and COCO all have 17 joints: of the right one, left and right bones are
+    equally long. Raises `PoseAugError` where none fits, or several do.
+    """
+    count = adapter.num_joints(inputs_3d)
+    presets = [s for s in SKELETONS.values() if s.num_joints == count]
+    if not presets:
+        raise PoseAugError(
+            f"PoseAugHook.{call}: no preset has {count} joints (inputs_3d is "
+            f"{tuple(inputs_3d.shape)}); pass skeleton=Skeleton(...), see docs/conventions.md."
+        )
+    if len(presets) == 1:
+        return presets[0]
+    problem = adapter.check(inputs_2d, inputs_3d, camera, count)
+    if problem:
+        raise PoseAugError(f"PoseAugHook.{call}: {problem}.")
+    found = []
+    for skeleton in presets:
+        batch = canonical_batch(adapter.decode(inputs_2d, inputs_3d, camera, skeleton))
+        found.append((asymmetry(batch.joints[batch.usable], skeleton), skeleton))
+    found.sort(key=lambda pair: pair[0])
+    (best, skeleton), (second, _) = found[:2]
+    if best < _ASYMMETRIC and second > 2 * best:
+        return skeleton
+    raise PoseAugError(
+        f"PoseAugHook.{call}: {count} joints fit {', '.join(s.name for s in presets)}, and left "
+        f"and right bones do not tell which (differences "
+        f"{', '.join(f'{s.name} {a:.0%}' for a, s in found)}); pass skeleton='...'."
+    )
+
+
+def check_batch(
+    adapter: Adapter,
+    inputs_2d: Tensor,
+    inputs_3d: Tensor,
+    camera: Any,
+    skeleton: Skeleton,
+    target_frame: Callable[[int], int] = middle_frame,
+) -> BatchReport:
+    """Read a batch's values (this syncs the device) and say in words what looks wrong.
+
+    Where 3D is of one frame of the window, ``target_frame`` tells which of so many it is.
+    """
+    batch = canonical_batch(adapter.decode(inputs_2d, inputs_3d, camera, skeleton))
+    usable = batch.usable
+    joints, keypoints = batch.joints[usable], batch.keypoints[usable]
+    if joints.shape[1] < keypoints.shape[1]:
+        target = target_frame(keypoints.shape[1])
+        keypoints = keypoints[:, target : target + 1]
+    if not usable.any():
+        problem = (
+            "no sample is finite and in front of the camera: 3D must be in camera space, z "
+            "forward, with the root's position where the adapter expects it"
+        )
+        unknown = [torch.nan] * (len(BatchReport._fields) - 3)
+        return BatchReport((problem,), camera is None, 0.0, *unknown)
+    intrinsics = batch.intrinsics[usable]
+    projected = project_points(joints, intrinsics)
+    bones = bone_lengths(joints_to_bones(joints, skeleton))
+    report = BatchReport(
+        problems=(),
+        camera_is_assumed=camera is None,
+        usable_share=usable.float().mean().item(),
+        root_depth=joints[:, :, skeleton.root, 2].median().item(),
+        body_size=bones.sum(-1).median().item(),
+        asymmetry=asymmetry(joints, skeleton),
+        length_variation=length_variation(joints, skeleton),
+        detour=detour(joints, skeleton),
+        knees_forward_share=knees_forward_share(joints, skeleton),
+        in_frame_share=(keypoints.abs() <= 1).all(-1).float().mean().item(),
+        reprojection_error=(projected - keypoints).norm(dim=-1).median().item(),
+        focal_length=intrinsics[:, :2].mean().item(),
+        fitting_focal_length=_fitting_focal_length(joints, keypoints, intrinsics),
+    )
+    return report._replace(problems=tuple(_problems(report, skeleton)))
+
+
+def _problems(report: BatchReport, skeleton: Skeleton) -> Iterator[str]:
+    if report.usable_share < 1:
+        yield (
+            f"{1 - report.usable_share:.0%} of the samples are not finite or have joints behind "
+            "the camera; they pass through unaugmented"
+        )
+    if report.body_size > 50:
+        yield (
+            f"bones are {report.body_size:.0f} m long together: these look like millimetres; pass "
+            "adapter=PoseAdapter(metres_per_unit=0.001)"
+        )
+    elif not 1.5 < report.body_size < 15:
+        yield (
+            f"bones are {report.body_size:.2f} m long together, a person's are 3 to 6: wrong unit, "
+            "or normalised poses"
+        )
+    if disorder := _disorder(report):
+        yield (
+            f"{disorder}: is the joint order that of {skeleton.name!r} "
+            f"({', '.join(skeleton.joints)})?"
+        )
+    elif report.knees_forward_share < _MIRRORED:
+        yield (
+            f"only {report.knees_forward_share:.0%} of the bent knees bend forward: left and right "
+            "joints are swapped, or 3D poses mirrored without swapping them"
+        )
+    error = report.reprojection_error
+    if report.in_frame_share < 0.5:
+        yield (
+            f"only {report.in_frame_share:.0%} of the keypoints lie in [-1, 1]: are they pixels? "
+            "Normalise them with normalize_screen_coordinates(pixels, width, height)"
+        )
+    elif report.camera_is_assumed and error > _TOUCHING:
+        yield (
+            f"no camera was given, so a focal length of {report.focal_length:.2f} is assumed, but "
+            f"2D and 3D fit {report.fitting_focal_length:.2f} (3D projects {error:.3f} away from "
+            "2D): pass the batch's (B, 9) intrinsics"
+        )
+    elif error > 0.05:
+        yield (
+            f"3D poses project {error:.3f} away from their 2D (0.02 would be 10 px of 1000): wrong "
+            "camera for the sample, flipped 2D without flipped 3D, or the root's position is not "
+            "where the adapter expects it (root='trajectory', 'absolute' or 'zeroed')"
+        )
+
+
+def _disorder(report: BatchReport) -> str:
+    """What speaks against the joint order, in words; empty where nothing does."""
+    if report.asymmetry > _ASYMMETRIC:
+        return f"left and right bones differ by {report.asymmetry:.0%}"
+    if report.length_variation > _VARIABLE:
+        return f"a bone's length varies by {report.length_variation:.0%} over the batch"
+    if report.detour > _TO_AND_FRO:
+        return (
+            f"bones are {report.detour:.2f} times as long as the shortest tree through the joints"
+        )
+    return ""
+
+
+def _fitting_focal_length(joints: Tensor, keypoints: Tensor, intrinsics: Tensor) -> float:
+    """Median over samples of the focal length that least squares finds, lens left out."""
+    rays = joints[..., :2] / joints[..., 2:]
+    offsets = keypoints - intrinsics[:, None, None, 2:4]
+    fits = (offsets * rays).sum((1, 2, 3)) / rays.square().sum((1, 2, 3)).clamp(min=1e-12)
+    return fits.median().item()
+
+
+def asymmetry(joints: Tensor, skeleton: Skeleton) -> float:
+    """Mean |left - right| / mean length of paired bones, median over (N, T, J, 3); Inf for none."""
+    if not joints.shape[0]:
+        return float("inf")
+    lengths = bone_lengths(joints_to_bones(joints, skeleton))
+    mean = per_bone(average_bone_lengths(joints, skeleton), skeleton)
+    return (2 * (lengths - mean).abs() / mean).mean(-1).median().item()
+
+
+def length_variation(joints: Tensor, skeleton: Skeleton) -> float:
+    """Standard deviation / mean of the most variable bone over samples (N, T, J, 3).
+
+    People differ by less than joints that no bone connects. NaN for fewer than 16 samples.
+    """
+    if joints.shape[0] < 16:
+        return torch.nan
+    lengths = bone_lengths(joints_to_bones(joints[:, joints.shape[1] // 2], skeleton))
+    return (lengths.std(0) / lengths.mean(0)).max().item()
+
+
+def detour(joints: Tensor, skeleton: Skeleton) -> float:
+    """Length of the skeleton / length of the shortest tree through its joints (N, T, J, 3).
+
+    A body's bones are nearly that tree. An order that keeps bones rigid and symmetric but mistakes
+    shoulders for hips, or a spine for a thorax, runs to and fro.
+    """
+    distances = torch.cdist(joints, joints).flatten(0, 1).median(0).values.tolist()
+    own = sum(
+        distances[child][parent]
+        for child, parent in zip(skeleton.bone_children, skeleton.bone_parents, strict=True)
+    )
+    # Prim's algorithm; J is two dozen.
+    nearest = dict(enumerate(distances[skeleton.root]))
+    del nearest[skeleton.root]
+    shortest = 0.0
+    while nearest:
+        joint = min(nearest, key=nearest.__getitem__)
+        shortest += nearest.pop(joint)
+        nearest = {j: min(d, distances[joint][j]) for j, d in nearest.items()}
+    return own / max(shortest, 1e-9)
+
+
+def knees_forward_share(joints: Tensor, skeleton: Skeleton) -> float:
+    """Of bent knees, the share that bends to the front; 1 - that of a mirrored body.
+
+    To the front is left x up, with parts named left_leg and right_leg from the hip down, and up
+    from the hips to the other joints. NaN for skeletons without such parts, or without bent knees.
+    """
+    parts = dict(skeleton.part_joints)
+    legs = [parts.get(f"{side}_leg", ()) for side in ("left", "right")]
+    if any(len(leg) < 3 for leg in legs):
+        return torch.nan
+    thighs = [joints[..., leg[0], :] for leg in legs]
+    above = [j for j in range(skeleton.num_joints) if j not in (*legs[0], *legs[1])]
+    up = joints[..., above, :].mean(-2) - (thighs[0] + thighs[1]) / 2
+    front = torch.linalg.cross(thighs[0] - thighs[1], up)
+    front = front / front.norm(dim=-1, keepdim=True).clamp(min=1e-9)
+    forward = []
+    for hip, knee, ankle in (leg[:3] for leg in legs):
+        bend = joints[..., knee, :] - (joints[..., hip, :] + joints[..., ankle, :]) / 2
+        length = (joints[..., hip, :] - joints[..., ankle, :]).norm(dim=-1)
+        bent = bend.norm(dim=-1) > _BENT * length
+        forward.append((bend * front).sum(-1)[bent] > 0)
+    return torch.cat(forward).float().mean().item()

@@ -1,0 +1,205 @@
+"""The hook's options, each checked when the hook is built, and the trainings they describe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from .adversary.critics import AdversarialTerm, Critic, KeypointCritic, PartKCSCritic
+from .adversary.losses import EntropyTerm, FrameTerm, RangeTerm, Term
+from .augment.augmenter import AugmentedBatch, FrameCheck, Projection
+from .augment.policy import (
+    AugmentationPolicy,
+    Operation,
+    Policy,
+    RandomPolicy,
+    Spread,
+    check_operations,
+)
+from .body.camera import project_points
+from .body.skeleton import Skeleton
+from .errors import PoseAugError, check_choice, check_flag, check_number
+from .feedback.controller import FeedbackController
+from .host.adapter import Adapter, HostPoses
+from .runtime.isolation import TorchDefaults
+from .runtime.optimizer import GuardedAdam
+
+_CRITIC_WEIGHT = 0.1
+_ENTROPY_WEIGHT = 0.05
+_SHARE = 0.75
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options of `PoseAugHook`, which describes them; `PoseAugError` for a wrong value."""
+
+    policy: Policy | None = None
+    spread: Spread | None = None
+    operations: tuple[Operation, ...] | None = None
+    mix: Literal["replace", "append"] = "replace"
+    share: float | None = None
+    critic_weight: float | None = None
+    entropy_weight: float | None = None
+    feedback: bool | None = None
+    total_updates: int | None = None
+    cuda_graphs: bool = True
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind, words in (
+            ("policy", Policy, "a poseaug_plugin.Policy"),
+            ("spread", Spread, "a Spread(pitch=..., ...)"),
+        ):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, kind):
+                raise PoseAugError(f"{name} must be {words}, got {value!r}.")
+        check_choice("mix", self.mix, ("replace", "append"))
+        check_flag("cuda_graphs", self.cuda_graphs)
+        check_flag("compile", self.compile)
+        if self.operations is not None:
+            check_operations(self.operations)
+        if self.feedback is not None:
+            check_flag("feedback", self.feedback)
+        if self.total_updates is not None:
+            check_number("total_updates", self.total_updates, 1, 2**53, whole=True)
+        for name, high in (("share", 1.0), ("critic_weight", 1e3), ("entropy_weight", 1e3)):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), 0.0, high)
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the options that are not left to the preset."""
+        left = [option.name for option in fields(self) if option.default is None]
+        return [name for name in left if getattr(self, name) is not None]
+
+
+class Surroundings(NamedTuple):
+    """What a training is built for."""
+
+    estimator: nn.Module
+    adapter: Adapter
+    skeleton: Skeleton
+    generator: torch.Generator  # the hook's, on the device where everything lives
+
+    @property
+    def aspect_ratio(self) -> float:
+        """Image height / width."""
+        return getattr(self.adapter, "aspect_ratio", 1.0)
+
+
+class UpdateContext(NamedTuple):
+    """What is known of the host when an update begins."""
+
+    num_updates: int
+    batch: AugmentedBatch | None
+    host: HostPoses | None  # the host's own samples that were augmented
+    defaults: TorchDefaults  # the user's
+
+
+class Training(NamedTuple):
+    """What a preset makes: networks, what they minimise, and how poses are looked at."""
+
+    policy: Policy
+    critics: tuple[Critic, ...] = ()
+    terms: tuple[Term, ...] = ()  # of the policy's loss; none where it does not learn
+    controller: FeedbackController | None = None
+    learn_from: int | None = 512  # augmented poses of a batch that an update learns from
+    policy_interval: int = 1  # the policy learns in the last of every so many updates
+    pool_capacity: int = 1024
+    project: Projection = project_points
+    frame_check: FrameCheck | None = None
+    make_optimizer: Callable[[nn.Module], GuardedAdam] = GuardedAdam
+    before_update: Callable[[UpdateContext], None] | None = None
+
+
+class Preset(Protocol):
+    """A kind of training by name."""
+
+    name: str
+    share: float
+    reads: frozenset[str]  # options that have an effect
+
+    def build(self, options: Options, surroundings: Surroundings) -> Training:
+        """Make the networks; called once, under the hook's own random stream."""
+
+
+class DefaultPreset:
+    """The loop: draws whose spreads critics, entropy and feedback tune."""
+
+    name = "default"
+    share = _SHARE
+    reads = frozenset(
+        ["policy", "spread", "operations", "share", "critic_weight", "entropy_weight", "feedback"]
+    )
+
+    def build(self, options: Options, surroundings: Surroundings) -> Training:
+        """Make the policy and what teaches it."""
+        _, _, skeleton, generator = surroundings
+        policy = options.policy
+        if policy is None:
+            policy = AugmentationPolicy(
+                skeleton, spread=options.spread, operations=options.operations
+            )
+        policy.to(generator.device)
+        if not learns(policy):
+            return Training(policy)
+        weight = _CRITIC_WEIGHT if options.critic_weight is None else options.critic_weight
+        reward = _ENTROPY_WEIGHT if options.entropy_weight is None else options.entropy_weight
+        critics: tuple[Critic, ...] = ()
+        if weight:
+            critics = PartKCSCritic(skeleton), KeypointCritic(skeleton)
+        for critic in critics:
+            critic.weight = weight
+        own = RangeTerm(skeleton), FrameTerm(surroundings.aspect_ratio), EntropyTerm(policy, reward)
+        controller = None
+        if isinstance(policy, AugmentationPolicy) and options.feedback is not False:
+            controller = FeedbackController(policy)
+        return Training(policy, critics, (*map(AdversarialTerm, critics), *own), controller)
+
+
+class RandomPreset:
+    """The default's draws with nothing learned: the baseline to beat."""
+
+    name = "random"
+    share = _SHARE
+    reads = frozenset(["spread", "operations", "share"])
+
+    def build(self, options: Options, surroundings: Surroundings) -> Training:
+        """Make the policy."""
+        policy = RandomPolicy(
+            surroundings.skeleton, spread=options.spread, operations=options.operations
+        )
+        return Training(policy.to(surroundings.generator.device))
+
+
+def learns(policy: Policy) -> bool:
+    """Whether there is anything to train."""
+    return any(parameter.requires_grad for parameter in policy.parameters())
+
+
+def check_effects(options: Options, preset: Preset) -> None:
+    """Refuse an option that has no effect where it is given, and miss one that is needed."""
+    if "total_updates" in preset.reads and options.total_updates is None:
+        raise PoseAugError(
+            f"preset={preset.name!r} changes over the training: pass "
+            "total_updates=epochs * batches_per_epoch."
+        )
+    without_effect = dict.fromkeys(set(options.given) - preset.reads, f"preset={preset.name!r}")
+    if options.mix == "append":
+        without_effect["share"] = "mix='append', which augments a copy of the whole batch"
+    policy = options.policy
+    if policy is not None:
+        without_effect["spread"] = without_effect["operations"] = "a policy that draws by itself"
+        if not learns(policy):
+            without_effect["critic_weight"] = "a policy that has nothing to learn"
+        if policy.entropy() is None:
+            without_effect["entropy_weight"] = "a policy that has no entropy()"
+        if not isinstance(policy, AugmentationPolicy):
+            without_effect["feedback"] = "a policy of your own, whose strength the hook cannot set"
+    for name in options.given:
+        if name in without_effect:
+            raise PoseAugError(f"{name} has no effect with {without_effect[name]}; leave it out.")

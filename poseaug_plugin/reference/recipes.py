@@ -1,0 +1,189 @@
+"""`Paper` and `Released`: PoseAug by its paper's formulas, and by its code's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from ..adversary.critics import AdversarialTerm, Critic, KeypointCritic, PartKCSCritic
+from ..adversary.losses import RangeTerm, Term
+from ..augment.augmenter import FrameCheck
+from ..body.camera import in_view
+from ..body.skeleton import Skeleton
+from ..errors import check_choice, check_number
+from ..options import Options, Surroundings, Training, UpdateContext
+from ..runtime.optimizer import GuardedAdam
+from .feedback import (
+    BothSidedTerm,
+    ErrorKind,
+    EstimatorFeedback,
+    FeedbackCase,
+    IsolatedEstimator,
+    Ramp,
+    ReleasedRangeTerm,
+    paper_feedback,
+    project_clamped,
+    released_feedback,
+    released_frame_check,
+)
+from .regressors import RegressorPolicy
+
+_GROWING = Ramp(3.0, 5.0)
+
+
+class Formulas(NamedTuple):
+    """What differs between paper and released code beside numbers."""
+
+    policy: dict[str, Any]  # of `RegressorPolicy`
+    error: ErrorKind
+    mode: Literal["frozen", "as_found"]  # of the estimator that is asked
+    feedback: Callable[[Tensor, Tensor, float, float], Tensor]
+    tolerances: tuple[float, float]  # of the feedback on bent and on moved poses
+    adversarial: Callable[[Critic], Term]
+    range: Callable[[Skeleton], Term]
+    frame_check: Callable[[float], FrameCheck]  # by aspect ratio
+
+
+PAPER = Formulas(
+    policy={"shared_extractor": True},
+    error="squared_norm",
+    mode="frozen",
+    feedback=lambda harder, easier, ratio, _: paper_feedback(harder, easier, ratio),
+    tolerances=(0.0, 0.0),
+    adversarial=AdversarialTerm,
+    range=lambda skeleton: RangeTerm(skeleton, weight=1.0, length_limit=0.1),
+    # Keypoints are of clamped rays, so they do not tell.
+    frame_check=lambda aspect: lambda points, _, camera: in_view(points, camera, aspect),
+)
+RELEASED = Formulas(
+    policy={"fixed_trunk": True},
+    error="grouped",
+    mode="as_found",
+    feedback=released_feedback,
+    tolerances=(2.0, 15.0),
+    adversarial=BothSidedTerm,
+    range=ReleasedRangeTerm,
+    frame_check=lambda _: released_frame_check,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paper:
+    """The paper's formulas.
+
+    Attributes:
+        bent_weight: Weight of the feedback on bent poses, put where the originals stood.
+        moved_weight: Weight of the feedback on fully augmented poses.
+        bent_hardness: Target of error(bent) / error(clean); a number, or a `Ramp`.
+        moved_hardness: Target of error(moved) / error(clean); likewise.
+        warmup: Share of the training without feedback.
+        weight_3d: Weight of the 3D critic in the policy's loss.
+        weight_2d: Weight of the 2D critic.
+        kcs: Part-aware (``"parts"``) or ``"whole"``-body KCS critic (the paper's ablation).
+        width: Hidden width of regressors and 3D critic.
+        pool_capacity: Generated poses kept for the critics.
+        learning_rate: Of policy and critics, falling linearly to zero.
+
+    Raises `PoseAugError` for a value of another kind or out of range.
+    """
+
+    bent_weight: float = 0.0
+    moved_weight: float = 1.0
+    bent_hardness: Ramp | float = _GROWING
+    moved_hardness: Ramp | float = _GROWING
+    warmup: float = 0.04
+    weight_3d: float = 1.0
+    weight_2d: float = 1.0
+    kcs: Literal["parts", "whole"] = "parts"
+    width: int = 256
+    pool_capacity: int = 4096
+    learning_rate: float = 1e-4
+
+    name: ClassVar[str] = "paper"
+    share: ClassVar[float] = 0.5
+    reads: ClassVar[frozenset[str]] = frozenset(("policy", "operations", "share", "total_updates"))
+    formulas: ClassVar[Formulas] = PAPER
+
+    def __post_init__(self) -> None:
+        check_choice("kcs", self.kcs, ("parts", "whole"))
+        for field in fields(self):
+            name, value = field.name, getattr(self, field.name)
+            if name.endswith("hardness"):
+                for end in value if isinstance(value, Ramp) else (value,):
+                    check_number(f"{name}, a number or Ramp(start, end),", end, 0.0, 1e6)
+            elif name in ("width", "pool_capacity"):
+                check_number(name, value, name == "width", 1e6, whole=True)
+            elif name != "kcs":
+                highest = 1.0 if name in ("warmup", "learning_rate") else 1e6
+                check_number(name, value, 0.0, highest)
+
+    def build(self, options: Options, surroundings: Surroundings) -> Training:
+        """Make the networks and what they minimise."""
+        assert options.total_updates is not None
+        _, _, skeleton, generator = surroundings
+        total, formulas = options.total_updates, self.formulas
+        policy = options.policy
+        if policy is None:
+            policy = RegressorPolicy(
+                skeleton, operations=options.operations, width=self.width, **formulas.policy
+            )
+        policy.to(generator.device)
+        critics: tuple[Critic, ...] = (
+            PartKCSCritic(skeleton, scope=self.kcs, width=self.width, last_width=100),
+            KeypointCritic(skeleton, width=100),
+        )
+        critics[0].weight, critics[1].weight = self.weight_3d, self.weight_2d
+        ask = IsolatedEstimator(surroundings, error=formulas.error, mode=formulas.mode)
+        feedback = EstimatorFeedback(
+            ask, self._cases(), formulas.feedback, warmup=self.warmup, project=project_clamped
+        )
+        optimizers: list[GuardedAdam] = []
+
+        def make_optimizer(network: nn.Module) -> GuardedAdam:
+            optimizers.append(GuardedAdam(network, self.learning_rate))
+            return optimizers[-1]
+
+        def before_update(context: UpdateContext) -> None:
+            ask.prepare(context)
+            feedback.progress = min(context.num_updates / total, 1.0)
+            for optimizer in optimizers:
+                optimizer.set_learning_rate(self.learning_rate * (1.0 - feedback.progress))
+
+        adversarial = (formulas.adversarial(critic) for critic in critics if critic.weight)
+        return Training(
+            policy,
+            critics,
+            (*adversarial, feedback, formulas.range(skeleton)),
+            learn_from=None,
+            pool_capacity=self.pool_capacity,
+            project=project_clamped,
+            frame_check=formulas.frame_check(surroundings.aspect_ratio),
+            make_optimizer=make_optimizer,
+            before_update=before_update,
+        )
+
+    def _cases(self) -> tuple[FeedbackCase, ...]:
+        targets = self.bent_hardness, self.moved_hardness
+        ramps = [ramp if isinstance(ramp, Ramp) else Ramp(ramp, ramp) for ramp in targets]
+        bent, moved = self.formulas.tolerances
+        cases = (
+            FeedbackCase(self.bent_weight, ramps[0], bent, lambda g: g.poses.bent),
+            FeedbackCase(self.moved_weight, ramps[1], moved, lambda g: g.poses.moved),
+        )
+        return tuple(case for case in cases if case.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Released(Paper):
+    """The released code's formulas, row by row in docs/presets.md; arguments as in `Paper`."""
+
+    bent_weight: float = 0.1
+    moved_weight: float = 0.01
+    moved_hardness: Ramp | float = 17.0
+    weight_3d: float = 6.0
+
+    name: ClassVar[str] = "released"
+    formulas: ClassVar[Formulas] = RELEASED

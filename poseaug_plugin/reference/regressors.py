@@ -1,0 +1,173 @@
+"""`RegressorPolicy`: PoseAug's augmentor as its code and paper have it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from typing_extensions import override
+
+from ..adversary.critics import GroupedLinear
+from ..augment.policy import OPERATIONS, Operation, Policy, check_operations
+from ..augment.transforms import AugmentationParameters, identity_parameters, middle_frame
+from ..body.bones import bone_lengths, joints_to_bones, per_bone, root_relative
+from ..body.presets import find_skeleton
+from ..body.rotation import axis_angle_to_matrix
+from ..body.skeleton import Skeleton
+
+_HIGHEST_LENGTH_RATIO = 0.2
+_HIGHEST_ROTATION = 3.1415  # per component
+
+
+class RawParameters(NamedTuple):
+    """The networks' outputs before they are bounded."""
+
+    bone_angle: Tensor  # (B, bones, 3)
+    bone_length: Tensor  # (B, groups)
+    rotation: Tensor  # (B, 3)
+    translation: Tensor  # (B, 3)
+
+
+class RegressorNetwork(nn.Module):
+    """The regressors' MLPs as one stack of batched matrix products.
+
+    Branches in order: bone angle, bone length, rotation, translation. The second sees lengths, too.
+    """
+
+    LENGTH_BRANCH = 1
+    STAGES = 2
+    NOISE = 48  # that each branch takes
+
+    def __init__(self, skeleton: Skeleton, branches: int, width: int) -> None:
+        super().__init__()
+        self.skeleton = skeleton
+        self.branches = branches
+        self.noise_size = branches * self.NOISE
+        self.inputs = GroupedLinear(branches, 3 * skeleton.num_joints + self.NOISE, width)
+        self.lengths = nn.Linear(skeleton.num_bones, width, bias=False)
+        self.hidden = nn.ModuleList(
+            [GroupedLinear(branches, width, width) for _ in range(2 * self.STAGES)]
+        )
+        self.norms = nn.ModuleList(
+            [nn.BatchNorm1d(branches * width) for _ in range(2 * self.STAGES + 1)]
+        )
+        sizes = (3 * skeleton.num_bones, skeleton.num_bone_length_groups, 3, 3)
+        self.heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
+
+    @override
+    def forward(self, relative_joints: Tensor, noise: Tensor) -> RawParameters:
+        """(B, J, 3) metres and (B, noise_size) to raw parameters."""
+        pose = repeat(relative_joints, "batch j xyz -> batch branch (j xyz)", branch=self.branches)
+        noise = rearrange(noise, "batch (branch n) -> batch branch n", branch=self.branches)
+        features = self.inputs(torch.cat([pose, noise], -1))
+        lengths = self.lengths(bone_lengths(joints_to_bones(relative_joints, self.skeleton)))
+        branch = min(self.LENGTH_BRANCH, self.branches - 1)
+        before, own, after = features.split([branch, 1, self.branches - branch - 1], 1)
+        features = torch.cat([before, own + lengths.unsqueeze(1), after], 1)
+        features = self._normalised(features, self.norms[0])
+        for layer, norm in zip(self.hidden, self.norms[1:], strict=True):
+            features = self._normalised(layer(features), norm)
+        angle, length, rotation, translation = (
+            head(features[:, min(i, self.branches - 1)]) for i, head in enumerate(self.heads)
+        )
+        angle = rearrange(angle, "batch (bones xyz) -> batch bones xyz", xyz=3)
+        return RawParameters(angle, length, rotation, translation)
+
+    @staticmethod
+    def _normalised(features: Tensor, norm: nn.Module) -> Tensor:
+        """(B, branches, width), every feature of every branch normalised over the batch."""
+        return nn.functional.leaky_relu(norm(features.flatten(1)).view_as(features))
+
+
+class RegressorPolicy(Policy):
+    """The pose augmentor of PoseAug (section 3.2), for any skeleton, by the released formulas.
+
+    The networks see the root-relative pose of the window's middle frame.
+
+    Args:
+        skeleton: A `Skeleton` or the name of a preset.
+        operations: Which of ``bone_angle``, ``bone_length`` and ``rigid`` to do; by default all.
+        fixed_trunk: Keep the bones between the root and the limbs' attachments unbent, and the
+            anchor length unchanged (released code).
+        shared_extractor: One feature extractor for all regressors (paper), not four networks.
+        width: Hidden width.
+    """
+
+    free_bones: Tensor  # (bones, 1) 0 for bones that must not bend
+    free_lengths: Tensor  # (groups,) 0 for the length that keeps the scale
+
+    def __init__(
+        self,
+        skeleton: Skeleton | str,
+        *,
+        operations: tuple[Operation, ...] | None = None,
+        fixed_trunk: bool = False,
+        shared_extractor: bool = False,
+        width: int = 256,
+    ) -> None:
+        super().__init__()
+        self.skeleton = find_skeleton(skeleton)
+        self.operations = OPERATIONS if operations is None else check_operations(operations)
+        branches = 1 if shared_extractor else 4
+        self.network = RegressorNetwork(self.skeleton, branches, width)
+        self.noise_size = self.network.noise_size
+        bones = torch.ones(self.skeleton.num_bones, 1)
+        lengths = torch.ones(self.skeleton.num_bone_length_groups)
+        if fixed_trunk:
+            bones[list(trunk_bones(self.skeleton))] = 0.0
+            anchor = anchor_length_group(self.skeleton)
+            if anchor is not None:
+                lengths[anchor] = 0.0
+        self.register_buffer("free_bones", bones, persistent=False)
+        self.register_buffer("free_lengths", lengths, persistent=False)
+
+    def regress(self, joints: Tensor, noise: Tensor) -> RawParameters:
+        """Run the networks on the middle frame of (B, T, J, 3)."""
+        middle = root_relative(joints[:, middle_frame(joints.shape[1])], self.skeleton)
+        return self.network(middle, noise)
+
+    def bound(self, joints: Tensor, raw: RawParameters) -> AugmentationParameters:
+        """The parameters that the networks' outputs mean."""
+        offset, ratio, rotation, translation, focal_ratio = identity_parameters(
+            joints, self.skeleton
+        )
+        if "bone_angle" in self.operations:
+            offset = raw.bone_angle.unsqueeze(1) * self.free_bones
+        if "bone_length" in self.operations:
+            ratios = _HIGHEST_LENGTH_RATIO * (raw.bone_length * self.free_lengths).tanh()
+            ratio = per_bone(ratios, self.skeleton).unsqueeze(1)
+        if "rigid" in self.operations:
+            rotation = axis_angle_to_matrix(_HIGHEST_ROTATION * raw.rotation.tanh()).unsqueeze(1)
+            place = torch.cat([raw.translation[:, :2], raw.translation[:, 2:].square()], 1)
+            translation = place.unsqueeze(1)
+        return AugmentationParameters(offset, ratio, rotation, translation, focal_ratio)
+
+    @override
+    def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
+        """Regress the parameters, and bound them."""
+        return self.bound(joints, self.regress(joints, noise))
+
+
+def trunk_bones(skeleton: Skeleton) -> tuple[int, ...]:
+    """Bones between the root and the limbs' attachments (rigid in the released code)."""
+    paths = [skeleton.bones_to_root(skeleton.attachment(js)) for _, js in skeleton.limbs]
+    return tuple(sorted({bone for path in paths for bone in path}))
+
+
+def anchor_length_group(skeleton: Skeleton) -> int | None:
+    """The length group that sets the scale (never changed by the released code), if any.
+
+    That of the outermost trunk bone that carries the most limbs.
+    """
+    trunk = trunk_bones(skeleton)
+    if not trunk:
+        return None
+    paths = [skeleton.bones_to_root(skeleton.attachment(js)) for _, js in skeleton.limbs]
+
+    def rank(bone: int) -> tuple[int, int]:
+        depth = len(skeleton.bones_to_root(skeleton.bone_children[bone]))
+        return sum(bone in path for path in paths), depth
+
+    return skeleton.bone_length_groups[max(trunk, key=rank)]

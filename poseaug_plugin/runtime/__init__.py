@@ -1,0 +1,1 @@
+"""How work is done: recorded, optimized, shared by processes, saved, watched, isolated."""

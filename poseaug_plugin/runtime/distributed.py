@@ -1,0 +1,78 @@
+"""Several processes training one estimator: gradients are averaged, so all learn the same."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ..errors import warn
+
+
+class WeightedGradients(NamedTuple):
+    """Gradients of one network, or other figures that processes average."""
+
+    gradients: list[Tensor]
+    weight: Tensor  # 0-d: how many samples they come from; 0 leaves them out
+
+
+class Ranks:
+    """The processes of a DistributedDataParallel estimator."""
+
+    def __init__(self, group: dist.ProcessGroup) -> None:
+        self.group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+
+    @classmethod
+    def of(cls, estimator: nn.Module) -> Ranks | None:
+        """Those that train the estimator; None where it is not DDP's, or has one process."""
+        wrapper = getattr(estimator, "_orig_mod", estimator)
+        if not isinstance(wrapper, nn.parallel.DistributedDataParallel):
+            if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+                warn(
+                    "PoseAugHook: several processes run, but the estimator is not in "
+                    "DistributedDataParallel, so that every process trains a policy of its own. "
+                    "Build the hook on the wrapped estimator."
+                )
+            return None
+        ranks = cls(wrapper.process_group)
+        return ranks if ranks.size > 1 else None
+
+    @torch.no_grad()
+    def broadcast(self, tensors: list[Tensor]) -> None:
+        """Give every rank the tensors of the first."""
+        for tensor in tensors:
+            dist.broadcast(tensor, src=dist.get_global_rank(self.group, 0), group=self.group)
+
+    @torch.no_grad()
+    def average(
+        self, parts: list[WeightedGradients], buffers: list[Tensor]
+    ) -> list[WeightedGradients]:
+        """Mean gradients, ranks weighted by their samples, in one flat all-reduce.
+
+        What a single process would have for the joint batch, as far as its loss is a mean over
+        samples. Every rank must call this, with the same networks in the same order. NaN on one
+        rank is NaN on all, so that all leave the step out. Buffers are averaged in place, weighted
+        by the first part.
+        """
+        tensors: list[Tensor] = []
+        for gradients, weight in parts:
+            tensors += [torch.where(weight > 0, g * weight, 0.0) for g in gradients]
+            tensors.append(weight)
+        tensors += [b * parts[0].weight for b in buffers]
+        flat = torch.cat([t.reshape(-1).to(torch.float32) for t in tensors])
+        dist.all_reduce(flat, group=self.group)
+        summed = iter(flat.split([t.numel() for t in tensors]))
+        averaged = []
+        for gradients, _ in parts:
+            sums = [next(summed).view_as(g) for g in gradients]
+            weight = next(summed).reshape(())
+            means = [s / weight.clamp(min=1e-12) for s in sums]
+            averaged.append(WeightedGradients(means, weight))
+        for buffer, total in zip(buffers, summed, strict=True):
+            weight = averaged[0].weight
+            mean = total.view_as(buffer) / weight.clamp(min=1e-12)
+            buffer.copy_(torch.where(weight > 0, mean, buffer))
+        return averaged

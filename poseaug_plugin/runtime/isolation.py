@@ -1,0 +1,145 @@
+"""Working beside somebody else's network without leaving a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+def unwrap_module(module: nn.Module) -> nn.Module:
+    """The user's own module inside DistributedDataParallel, DataParallel or torch.compile."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and isinstance(
+            module, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        ):
+            inner = module.module
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def saved_buffers(module: nn.Module) -> list[Tensor]:
+    """The buffers that are state, as running statistics are; constants are not."""
+    saved = module.state_dict(keep_vars=True)
+    return [buffer for name, buffer in module.named_buffers() if name in saved]
+
+
+@contextmanager
+def unchanged(buffers: list[Tensor]) -> Iterator[None]:
+    """Whatever runs inside, the buffers (running statistics) are afterwards as before."""
+    saved = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, saved, strict=True):
+                buffer.copy_(value)
+
+
+class TorchDefaults(NamedTuple):
+    """What `torch.set_default_dtype` and `torch.set_default_device` say."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def found(cls) -> TorchDefaults:
+        """Those that are set now."""
+        # Not torch.get_default_device: before 2.8 it misses `with torch.device(...)`.
+        return cls(torch.get_default_dtype(), torch.empty(0).device)
+
+    @contextmanager
+    def used(self) -> Iterator[TorchDefaults]:
+        """Inside, these hold; gives those that held before."""
+        before = TorchDefaults.found()
+        # Both are set only where they differ: the one is the whole process's, the other is asked
+        # at every call.
+        if self.dtype != before.dtype:
+            torch.set_default_dtype(self.dtype)
+        try:
+            with nullcontext() if self.device == before.device else self.device:
+                yield before
+        finally:
+            if self.dtype != before.dtype:
+                torch.set_default_dtype(before.dtype)
+
+
+@contextmanager
+def library_defaults(device: torch.device) -> Iterator[TorchDefaults]:
+    """Torch as it comes: float32, no default device, no autocast; gives what the user has set."""
+    as_it_comes = TorchDefaults(torch.float32, torch.device("cpu"))
+    with as_it_comes.used() as the_users, torch.autocast(device.type, enabled=False):
+        yield the_users
+
+
+@contextmanager
+def seeded_stream(seed: int, device: torch.device) -> Iterator[None]:
+    """Let global draws inside, on CPU and ``device``, start from ``seed``; then give back."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        # Not torch.manual_seed: it seeds every GPU, and only these streams are given back.
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _inference_layers(module: nn.Module) -> Iterator[None]:
+    """Every layer in evaluation mode, and afterwards as found."""
+    training = [m for m in module.modules() if m.training]
+    try:
+        for m in training:
+            m.training = False
+        yield
+    finally:
+        for m in training:
+            m.training = True
+
+
+def isolated_call(
+    module: nn.Module,
+    inputs: Tensor,
+    generator: torch.Generator,
+    mode: Literal["frozen", "as_found"] = "frozen",
+) -> Tensor:
+    """``module(inputs)`` with detached parameters and cloned buffers.
+
+    Gradients flow to ``inputs`` alone. The module's parameters, gradients, buffers, modes and
+    ``requires_grad`` and the global random streams are afterwards what they were. Wrappers are
+    taken off. Runs in the inputs' precision, whatever autocast is on. Forward hooks on the module
+    do see the call. In mode ``"frozen"`` dropout is off and BatchNorm on its running statistics;
+    ``"as_found"`` leaves layers in their modes, with dropout masks from ``generator``.
+    """
+    module = unwrap_module(module)
+    stand_ins = _stand_ins(module)
+    inputs = inputs.clone()  # the module may write into it
+    layers = _inference_layers(module)
+    if mode == "as_found":
+        seed = torch.randint(2**31, (1,), generator=generator, device=generator.device)
+        layers = seeded_stream(int(seed), inputs.device)
+    with torch.autocast(inputs.device.type, enabled=False), layers:
+        return torch.func.functional_call(module, stand_ins, (inputs,), tie_weights=False)
+
+
+def _stand_ins(module: nn.Module) -> dict[str, Tensor]:
+    """Detached parameters and cloned buffers, by name, once for every place that holds one.
+
+    Once even where a module has several names: `functional_call` would put back what it had put
+    there itself (and does, with ``tie_weights``). What several places share they share here too.
+    """
+    named: dict[str, Tensor] = {}
+    for prefix, part in module.named_modules():
+        named |= part.named_parameters(prefix, recurse=False, remove_duplicate=False)
+        named |= part.named_buffers(prefix, recurse=False, remove_duplicate=False)
+    made = {
+        id(x): x.detach() if isinstance(x, nn.Parameter) else x.detach().clone()
+        for x in named.values()
+    }
+    return {name: made[id(x)] for name, x in named.items()}

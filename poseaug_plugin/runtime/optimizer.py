@@ -1,0 +1,101 @@
+"""Optimizing the hook's own networks: never the user's, never with a NaN, never with a sync."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.optim.adam import adam
+
+_BETAS, _EPSILON = (0.9, 0.999), 1e-8  # Adam's own
+
+
+class GuardedAdam(nn.Module):
+    """Adam with gradient clipping that leaves out steps whose gradient is not finite.
+
+    The decision is taken on the device (``found_inf`` of torch's fused Adam), as `GradScaler` does
+    it. Gradients are taken with `torch.autograd.grad`, so no one else's ``.grad`` is written. The
+    state is a module's: preallocated buffers, into which a checkpoint is copied. No
+    `torch.optim.Optimizer` is involved, so nobody's optimizer hooks see these steps.
+    """
+
+    first_moment: Tensor  # (n,) of all parameters, one behind the other
+    second_moment: Tensor  # (n,)
+    steps: Tensor  # (parameters,)
+
+    def __init__(
+        self, network: nn.Module, learning_rate: float = 1e-4, max_gradient_norm: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.network_parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
+        self.learning_rate, self.max_gradient_norm = learning_rate, max_gradient_norm
+        parameters, device = self.network_parameters, self.network_parameters[0].device
+        sizes = [p.numel() for p in parameters]
+        self.register_buffer("first_moment", torch.zeros(sum(sizes), device=device))
+        self.register_buffer("second_moment", torch.zeros(sum(sizes), device=device))
+        self.register_buffer("steps", torch.zeros(len(sizes), device=device))
+        # On a GPU a tensor, since a CUDA graph may hold the steps.
+        self._rate: Tensor | float = learning_rate
+        if device.type == "cuda":
+            self._rate = torch.tensor(learning_rate, device=device)
+        self._moments = [
+            [part.view_as(p) for part, p in zip(moment.split(sizes), parameters, strict=True)]
+            for moment in (self.first_moment, self.second_moment)
+        ]
+
+    def gradients(self, loss: Tensor) -> list[Tensor]:
+        """Gradients of a loss; zeros for parameters that it does not depend on."""
+        gradients = torch.autograd.grad(
+            loss, self.network_parameters, allow_unused=True, materialize_grads=True
+        )
+        # Two parameters may get one tensor, and clipping it in place would do so twice.
+        firsts = {id(gradient): i for i, gradient in reversed(list(enumerate(gradients)))}
+        return [g if firsts[id(g)] == i else g.clone() for i, g in enumerate(gradients)]
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Step at this rate from now on."""
+        if isinstance(self._rate, Tensor):
+            self._rate.fill_(rate)
+        else:
+            self._rate = rate
+
+    @torch.no_grad()
+    def step(self, gradients: list[Tensor], allowed: Tensor) -> Tensor:
+        """Take one step, unless a gradient is not finite or ``allowed`` (a 0-d bool) is False.
+
+        Returns a 0-d bool on the device: it was left out because a gradient was not finite.
+        """
+        parameters = self.network_parameters
+        gradients = [_laid_out_like(*pair) for pair in zip(parameters, gradients, strict=True)]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        norm = nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm)
+        finite = norm.isfinite()
+        adam(
+            parameters,
+            gradients,
+            self._moments[0],
+            self._moments[1],
+            max_exp_avg_sqs=[],
+            state_steps=list(self.steps.unbind()),
+            fused=True,
+            capturable=self.steps.is_cuda,
+            found_inf=(~(finite & allowed)).to(torch.float32),
+            amsgrad=False,
+            beta1=_BETAS[0],
+            beta2=_BETAS[1],
+            lr=self._rate,
+            weight_decay=0.0,
+            eps=_EPSILON,
+            maximize=False,
+        )
+        for parameter in parameters:
+            parameter.grad = None
+        return allowed & ~finite
+
+
+def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    # Fused Adam walks through memory: on a CPU it takes a transposed gradient, as batched matrix
+    # products have, for another one without a word; on a GPU it refuses it.
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)

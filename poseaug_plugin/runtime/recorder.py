@@ -1,0 +1,126 @@
+"""`Recorder`: the hook's own work, compiled where that is asked for, replayed on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..errors import warn
+
+Result = TypeVar("Result")
+
+_WARM_UP = 3  # calls of a kind before it is recorded: what they make once is made by then
+_MOST_RECORDINGS = 16  # five for one batch size; each keeps its memory, so others go on without
+
+
+class _Recording(NamedTuple):
+    graph: torch.cuda.CUDAGraph
+    inputs: list[Tensor]
+    outputs: Any
+
+
+class Recorder:
+    """Records work in CUDA graphs and replays it; on a CPU it just does it.
+
+    Launching kernels one by one takes several times as long as they do, so a GPU gets all kernels
+    of a piece of work at once. Compiled, they become fewer. ``generator`` is the random stream, on
+    the device of the work.
+    """
+
+    def __init__(self, generator: torch.Generator, *, records: bool, compiles: bool) -> None:
+        self.generator = generator
+        # An old torch records no random streams but its own.
+        can_record = hasattr(torch.cuda.CUDAGraph, "register_generator_state")
+        self.records = records and can_record and generator.device.type == "cuda"
+        self.compiles = compiles
+        self._stream: torch.cuda.Stream | None = None
+        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all recordings, because memory that they work on is no longer the one in use."""
+        self._calls: dict[Hashable, int] = {}
+        self._recordings: dict[Hashable, _Recording] = {}
+
+    def compiled(self, function: Callable[..., Result]) -> Callable[..., Result]:
+        """The function, compiled where that is asked for: arithmetic that draws nothing.
+
+        No bound method: kept, it would keep its object, and so the hook, alive. Numbers and flags
+        of objects among its arguments must not change.
+        """
+        if not self.compiles:
+            return function
+        if function not in self._compiled:
+            self._compiled[function] = torch.compile(function, dynamic=False)
+        return self._compiled[function]
+
+    def call(self, method: Callable[..., Result], *arguments: Any) -> Result:
+        """``method(*arguments)``, recorded and replayed: work that stays on the device.
+
+        It may change tensors in place and draw from the generator. Whatever else it depends on must
+        be among the arguments; what it changes in Python changes once. The result is in memory that
+        the next call writes again.
+        """
+        if not self.records or _must_run_as_written():
+            return method(*arguments)
+        leaves, structure = tree_flatten(arguments)
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        kind = (method.__name__, *map(_kind_of, leaves))
+        if kind not in self._recordings:
+            calls = self._calls[kind] = self._calls.get(kind, 0) + 1
+            if calls <= _WARM_UP or len(self._recordings) == _MOST_RECORDINGS:
+                return method(*arguments)
+            inputs = self._own_inputs(tensors)
+            own = iter(inputs)
+            fed = [next(own) if isinstance(x, Tensor) else x for x in leaves]
+            try:
+                recording = self._record(method, tree_unflatten(fed, structure), inputs)
+            except Exception as failure:
+                self.forget()
+                self.records = False
+                warn(
+                    f"PoseAugHook: the hook's work could not be recorded in a CUDA graph "
+                    f"({type(failure).__name__}: {failure}), so it goes on several times slower. "
+                    "cuda_graphs=False does without from the start."
+                )
+                return method(*arguments)
+            self._recordings[kind] = recording
+        recording = self._recordings[kind]
+        for kept, given in zip(recording.inputs, tensors, strict=True):
+            if kept is not given:
+                kept.copy_(given)
+        recording.graph.replay()
+        return recording.outputs
+
+    def _own_inputs(self, tensors: list[Tensor]) -> list[Tensor]:
+        # What another recording puts out stays where it is, so that it need not be copied.
+        outputs = [tree_flatten(r.outputs)[0] for r in self._recordings.values()]
+        kept = {id(x) for leaves in outputs for x in leaves}
+        return [x if id(x) in kept else x.clone() for x in tensors]
+
+    def _record(
+        self, method: Callable[..., Any], arguments: tuple[Any, ...], inputs: list[Tensor]
+    ) -> _Recording:
+        device = self.generator.device
+        with torch.cuda.device(device):  # where the random stream keeps what a replay reads of it
+            graph = torch.cuda.CUDAGraph()
+            graph.register_generator_state(self.generator)
+            if self._stream is None:
+                self._stream = torch.cuda.Stream(device)
+            # Only this thread's calls: the user's others may be loading batches meanwhile.
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                outputs = method(*arguments)
+        return _Recording(graph, inputs, outputs)
+
+
+def _must_run_as_written() -> bool:
+    # In a capture of the user's own, and where autograd looks at every gradient.
+    return torch.cuda.is_current_stream_capturing() or torch.is_anomaly_enabled()
+
+
+def _kind_of(leaf: Any) -> Hashable:
+    return (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf
