@@ -216,9 +216,10 @@ class Trainer:
             everyones |= gradients
             averaged = self.ranks.average(list(everyones.values()), self._statistics)
             gradients = dict(zip(everyones, averaged, strict=True))
-        # With what is due, though it does not read it: so it is recorded no sooner than what its
-        # gradients come from, and can take them where they are.
-        call(self._apply, gradients, own, skip, readings, due)
+        # With what is due and for how many, though it does not read it: so it is recorded no sooner
+        # than what its gradients come from, and can take them where they are.
+        size = 0 if batch is None else batch.joints.shape[0]
+        call(self._apply, gradients, own, skip, readings, (*due, size))
         self.num_updates += 1
 
     @property
@@ -266,7 +267,7 @@ class Trainer:
         own: tuple[str, ...],
         skip: Tensor | None,
         readings: dict[str, Tensor] | None,
-        _: tuple[str, ...],
+        _: tuple[str | int, ...],
     ) -> None:
         """Every network's step, and the monitor's of this rank's ``own`` gradients."""
         skipped = torch.zeros((), dtype=torch.bool, device=self.generator.device)

@@ -54,6 +54,8 @@ class Skeleton:
         parts: Mapping[str, Iterable[str]],
         pairs: Iterable[tuple[str, str]] | None = None,
     ) -> None:
+        if not isinstance(name, str):
+            raise PoseAugError(f"Skeleton: name must be text, got {name!r}.")
         joints = tuple(parents)
 
         def indices(names: Iterable[str], where: str) -> tuple[int, ...]:

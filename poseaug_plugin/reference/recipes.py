@@ -14,7 +14,7 @@ from ..augment.augmenter import FrameCheck
 from ..body.camera import in_view
 from ..body.skeleton import Skeleton
 from ..errors import check_choice, check_number
-from ..options import Options, Surroundings, Training, UpdateContext
+from ..options import Options, Surroundings, Training, UpdateContext, learns
 from ..runtime.optimizer import GuardedAdam
 from .feedback import (
     BothSidedTerm,
@@ -131,6 +131,9 @@ class Paper:
                 skeleton, operations=options.operations, width=self.width, **formulas.policy
             )
         policy.to(generator.device)
+        frame_check = formulas.frame_check(surroundings.aspect_ratio)
+        if not learns(policy):
+            return Training(policy, project=project_clamped, frame_check=frame_check)
         critics: tuple[Critic, ...] = (
             PartKCSCritic(skeleton, scope=self.kcs, width=self.width, last_width=100),
             KeypointCritic(skeleton, width=100),
@@ -160,7 +163,7 @@ class Paper:
             learn_from=None,
             pool_capacity=self.pool_capacity,
             project=project_clamped,
-            frame_check=formulas.frame_check(surroundings.aspect_ratio),
+            frame_check=frame_check,
             make_optimizer=make_optimizer,
             before_update=before_update,
         )

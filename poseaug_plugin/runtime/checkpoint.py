@@ -12,6 +12,8 @@ from ..errors import PoseAugError
 
 _VERSION = 1
 _PARTS = {"num_updates", "modules", "generator"}
+_FILL = "_pool._extra_state"
+_COUNTS = ("_optimizer.second_moment", "_optimizer.steps", "monitor.seen", "monitor.counts")
 
 
 class Checkpoint(NamedTuple):
@@ -37,16 +39,17 @@ def from_state(state: object, known: Skeleton | None) -> Checkpoint | None:
     if not isinstance(state, dict) or set(state) != expected:
         got = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__
         raise PoseAugError(f"expected the keys {sorted(expected)}, got {got}.")
-    if state["version"] != _VERSION:
+    if type(state["version"]) is not int or state["version"] != _VERSION:
         raise PoseAugError(f"expected version {_VERSION}, got {state['version']!r}.")
     training = state["training"]
     if training is None:
         return None
     try:
         skeleton = Skeleton.from_data(state["skeleton"])
-    except (PoseAugError, TypeError, KeyError, ValueError, AttributeError) as problem:
+        fits = known is None or skeleton == known
+    except (TypeError, KeyError, ValueError, AttributeError, RuntimeError) as problem:
         raise PoseAugError(f"the skeleton in it cannot be read ({problem}).") from problem
-    if known is not None and skeleton != known:
+    if not fits:
         raise PoseAugError(f"saved for {skeleton}, this hook has {known}.")
     if not isinstance(training, dict) or set(training) != _PARTS:
         raise PoseAugError(f"training state must have the keys {sorted(_PARTS)}.")
@@ -72,6 +75,10 @@ def problems_with(given: object, modules: nn.Module) -> list[str]:
     problems = []
     for name, value in own.items():
         problem = _problem_with(given[name], value, name)
+        if not problem and name.endswith(_FILL):
+            capacity = len(own[f"{name.removesuffix(_FILL)}_pool.items"])
+            if not 0 <= given[name] <= capacity:
+                problem = f"be from 0 to {capacity}, got {given[name]}"
         if problem:
             problems.append(f"{name} must {problem}")
     return problems
@@ -84,23 +91,28 @@ def _problem_with(given: object, own: object, name: str) -> str:
         return "" if fits else f"be a {type(own).__name__}, got {type(given).__name__}"
     if not isinstance(given, Tensor):
         return f"be a tensor of shape {tuple(own.shape)}, got {type(given).__name__}"
+    if not _is_dense(given):
+        return f"be a dense tensor with values, got {given.layout} on {given.device}"
     if given.shape != own.shape or given.dtype != own.dtype:
         return (
             f"be a tensor of shape {tuple(own.shape)} and {own.dtype}, got {tuple(given.shape)} "
             f"and {given.dtype}"
         )
-    if given.layout != torch.strided or given.is_meta or given.is_quantized:
-        return f"be a dense tensor with values, got {given.layout} on {given.device}"
-    if given.is_floating_point() and not bool(given.isfinite().all()):
+    # A policy of one's own may have infinite buffers.
+    if given.is_floating_point() and not bool((given.isfinite() | ~own.isfinite()).all()):
         return "be finite, got NaN or Inf"
-    counts = ("second_moment", "steps", "seen", "counts")
-    if name.endswith(counts) and bool((given < 0).any()):
+    if name.endswith(_COUNTS) and bool((given < 0).any()):
         return "not be negative"
     return ""
 
 
+def _is_dense(value: Tensor) -> bool:
+    has_values = value.layout == torch.strided and not value.is_meta
+    return has_values and not (value.is_nested or value.is_quantized)
+
+
 def _is_random_state(value: object) -> bool:
-    if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.is_meta:
+    if not isinstance(value, Tensor) or value.dtype != torch.uint8 or not _is_dense(value):
         return False
     scratch = torch.Generator()
     if value.shape != scratch.get_state().shape:

@@ -9,14 +9,14 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
 from loops import (
-    SMALL,
     adam,
     augmented,
     differences,
@@ -33,7 +33,10 @@ from torch import Tensor, nn
 from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+import poseaug_plugin
 from poseaug_plugin import PoseAugError, PoseAugHook
+
+PACKAGE = Path(poseaug_plugin.__file__).parent
 
 
 def passes_through(hook: PoseAugHook) -> bool:
@@ -262,44 +265,37 @@ def test_hooks_that_come_and_go_in_the_middle_of_another_loops_step_do_not_break
         handle.remove()
 
 
-@contextmanager
-def threads_that_switch_often() -> Iterator[None]:
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(interval)
-
-
 def test_hooks_made_and_dropped_in_another_thread_break_no_step() -> None:
-    estimator, other = (nn.Linear(2, 2) for _ in range(2))
+    """Threads may switch at any call that a step makes, so at every one of them a hook is made."""
+    estimator = make_lifter()
     optimizer = torch.optim.SGD(estimator.parameters(), lr=1e-3)
-    # As many watchers as make a walk through them long.
-    kept = [PoseAugHook(nn.Linear(2, 2), **SMALL) for _ in range(200)]
-    failures: list[BaseException] = []
-    steps_are_over = threading.Event()
+    kept = [make_hook(make_lifter(), skeleton=None) for _ in range(3)]
+    others: list[PoseAugHook] = []
+    moments: set[str] = set()
 
     def come_and_go() -> None:
-        try:
-            while not steps_are_over.is_set():
-                hook = PoseAugHook(other, **SMALL)
-                del hook
-        except BaseException as failure:
-            failures.append(failure)
+        others.append(make_hook(make_lifter(), skeleton=None))
+        if len(others) > 5:
+            others[0].remove()
+            del others[:3]
 
-    thread = threading.Thread(target=come_and_go)
-    with threads_that_switch_often():
-        thread.start()
-        try:
-            for _ in range(800):
-                estimator.weight.grad = torch.zeros(2, 2)
-                optimizer.step()
-        finally:
-            steps_are_over.set()
-            thread.join()
-    assert failures == []
-    assert len(kept) == 200
+    def at_every_call(frame: FrameType, event: str, _: Any) -> None:
+        place = Path(frame.f_code.co_filename)
+        is_ours = place.is_relative_to(PACKAGE) or place.name.startswith("weakref")
+        if event == "call" and is_ours and len(moments) < 50:
+            moments.add(f"{place.stem}.{frame.f_code.co_name}")
+            in_another_thread(come_and_go)
+
+    mpjpe(estimator(make_batch().inputs_2d), make_batch().inputs_3d).backward()
+    sys.setprofile(at_every_call)
+    try:
+        for _ in range(3):
+            optimizer.step()
+    finally:
+        sys.setprofile(None)
+    assert {"attachment._tell_watchers", "hook._on_optimizer_step"} <= moments
+    assert others
+    assert len(kept) == 3
 
 
 def test_a_hook_trains_in_the_thread_of_its_own_loop_only() -> None:

@@ -34,7 +34,7 @@ from loops import (
 )
 from torch import Tensor, nn
 
-from poseaug_plugin import PartKCSCritic, PoseAugError
+from poseaug_plugin import HostPoses, PartKCSCritic, PoseAdapter, PoseAugError
 from poseaug_plugin.augment.augmenter import evenly_spaced
 from poseaug_plugin.reference.recipes import Paper
 
@@ -157,6 +157,29 @@ def test_the_published_presets_ask_the_estimator_about_every_augmented_pose(hook
     train(attached, estimator, optimizer, stream(1))
     handle.remove()
     assert sorted(set(asked)) == [16, 32]
+
+
+@pytest.mark.parametrize("mix", ["replace", "append"])
+@pytest.mark.parametrize("hook", ASKING)
+def test_adapters_are_given_the_hosts_own_samples(hook: str, mix: str) -> None:
+    seen: list[HostPoses] = []
+
+    class Watching(PoseAdapter):
+        def encode(self, joints: Any, keypoints: Any, like: HostPoses, skeleton: Any) -> HostPoses:
+            seen.append(like)
+            return super().encode(joints, keypoints, like, skeleton)
+
+    attached, batch = (
+        make_hook(make_lifter(), adapter=Watching(), mix=mix, **HOOKS[hook]),
+        make_batch(),
+    )
+    augmented(attached, batch)
+    rows = attached._pending.batch.sources
+    attached.step()
+    assert len(seen) > 2
+    for like in seen:
+        assert torch.equal(like.inputs_2d, batch.inputs_2d[rows])
+        assert torch.equal(like.inputs_3d, batch.inputs_3d[rows])
 
 
 def test_the_poses_of_an_update_are_spread_over_the_batch() -> None:
