@@ -1,7 +1,5 @@
 """What the user is told: errors, warnings, and the checks of plain values."""
 
-from __future__ import annotations
-
 import math
 import os
 import sys
@@ -33,39 +31,27 @@ def warn(message: str) -> None:
 def check_number(
     name: str, value: object, low: float = -math.inf, high: float = math.inf, *, whole: bool = False
 ) -> None:
-    """Refuse what is no finite number in [low, high].
-
-    Raises:
-        PoseAugError: Another kind of value (a boolean is no number), NaN, or out of range.
-    """
+    """Refuse what is no finite number in [low, high]; a boolean is none. Raises `PoseAugError`."""
     kind, words = (Integral, "a whole number") if whole else (Real, "a number")
     if isinstance(value, kind) and not isinstance(value, bool):
         with suppress(OverflowError):  # a whole number may be larger than any float
             number = float(value)
             if math.isfinite(number) and low <= number <= high:
                 return
-    limits = ""
-    if math.isfinite(low) or math.isfinite(high):
-        limits = f" from {low:g} to {high:g}" if math.isfinite(high) else f", at least {low:g}"
+    limits = "" if low == -math.inf else f", at least {low:g}"
+    if math.isfinite(high):
+        limits = f" from {low:g} to {high:g}"
     raise PoseAugError(f"{name} must be {words}{limits}, got {value!r}.")
 
 
 def check_flag(name: str, value: object) -> None:
-    """Refuse what is neither True nor False.
-
-    Raises:
-        PoseAugError: Another kind of value.
-    """
+    """Refuse what is neither True nor False; raises `PoseAugError`."""
     if not isinstance(value, bool):
         raise PoseAugError(f"{name} must be True or False, got {value!r}.")
 
 
 def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
-    """Refuse what is none of the choices.
-
-    Raises:
-        PoseAugError: It is none of them.
-    """
+    """Refuse what is none of the choices; raises `PoseAugError`."""
     choices = tuple(choices)
     if not isinstance(value, str) or value not in choices:
         raise PoseAugError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")

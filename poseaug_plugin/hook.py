@@ -1,10 +1,8 @@
 """`PoseAugHook`: PoseAug attached to somebody else's training loop."""
 
-from __future__ import annotations
-
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -26,7 +24,7 @@ from .host.adapter import (
     HostPoses,
     PoseAdapter,
     mix_cameras,
-    mix_poses,
+    mix_samples,
     one_each,
 )
 from .host.checks import BatchReport, check_batch, infer_skeleton
@@ -48,13 +46,14 @@ from .runtime.monitor import Diagnostics
 from .trainer import Trainer
 
 _PRESETS: dict[str, Any] = {p.name: p for p in (DefaultPreset, RandomPreset, Paper, Released)}
+_OF_ADAPTERS = ("check", "num_joints", "decode", "encode", "predicted_joints")
 
 
 class _Pending(NamedTuple):
     """An augmented batch that waits for the user's forward pass and optimizer step."""
 
     batch: AugmentedBatch
-    host: HostPoses | None  # the host's own samples that were augmented, where they are asked for
+    host: HostPoses  # the host's own samples that were augmented
 
 
 class PoseAugHook:
@@ -71,7 +70,7 @@ class PoseAugHook:
         skeleton: A `Skeleton` or the name of a preset. By default the preset that fits the batch.
         adapter: The host's format; by default VideoPose3D's (`PoseAdapter`).
         preset: ``"default"``; ``"random"``, the same draws with nothing learned; or PoseAug as
-            published, ``"paper"`` and ``"released"`` (`reference.Paper` and `reference.Released`
+            published, ``"paper"`` and ``"released"`` (`reference.recipes.Paper` and `Released`
             with arguments of their own).
         source: Whole sequences, for a loop that has 2D of a window of frames and 3D of one.
         policy: A policy of one's own; is put on the estimator's device, in float32.
@@ -90,8 +89,6 @@ class PoseAugHook:
             which change over the training.
         cuda_graphs: On a GPU, record the hook's own work in CUDA graphs; not with a policy of
             one's own, which may do what cannot be recorded.
-        compile: Compile that work with `torch.compile`: a minute at the start, and for batches of
-            another size, for fewer kernels on a GPU; no gain on a CPU.
 
     Raises:
         PoseAugError: A wrong value, an option without effect where it is given, an optimizer that
@@ -119,7 +116,6 @@ class PoseAugHook:
         feedback: bool | None = None,
         total_updates: int | None = None,
         cuda_graphs: bool = True,
-        compile: bool = False,
     ) -> None:
         attachment.check_estimator(estimator)
         if optimizer is not None:
@@ -138,11 +134,14 @@ class PoseAugHook:
             feedback=feedback,
             total_updates=total_updates,
             cuda_graphs=cuda_graphs,
-            compile=compile,
         )
         check_effects(self.options, self.preset)
         if source is not None and not isinstance(source, PoseSource):
             raise PoseAugError(f"source must be a PoseSource, got {type(source).__name__}.")
+        if adapter is not None and not all(hasattr(adapter, name) for name in _OF_ADAPTERS):
+            raise PoseAugError(f"adapter must have {', '.join(_OF_ADAPTERS)}, got {adapter!r}.")
+        if optimizer is not None and not auto_step:
+            raise PoseAugError("optimizer has no effect with auto_step=False; leave it out.")
         self.skeleton = None if skeleton is None else find_skeleton(skeleton)
         self.adapter: Adapter = adapter if adapter is not None else PoseAdapter()
         self.enabled = True
@@ -155,9 +154,7 @@ class PoseAugHook:
             )
         if policy is not None:
             policy.float()
-        self._trainer: Trainer | None = None
-        if self.skeleton is not None:
-            self._trainer = self._make_trainer(self.skeleton, attachment.device_of(estimator))
+        self._trainer = None if self.skeleton is None else self._make_trainer(self.skeleton)
         self._pending: _Pending | None = None
         # With several processes also where nothing is pending: the others may have something.
         self._owes_update = False
@@ -205,45 +202,36 @@ class PoseAugHook:
         Raises:
             PoseAugError: Wrong shapes, dtypes or devices; nothing has changed then.
         """
+        trainer = self._ready_trainer(inputs_2d, inputs_3d, camera) if self._is_on else None
+        if return_camera:
+            camera = one_each(camera, len(inputs_3d))
         batch = HostBatch(inputs_2d, inputs_3d, camera)
-        if self._is_on:
-            batch = self._augmented(batch, return_camera)
-        elif return_camera:
-            batch = batch._replace(camera=one_each(camera, len(inputs_3d)))
+        if trainer is not None:
+            batch = self._augmented(trainer, batch, return_camera)
         return batch if return_camera else HostPoses(*batch[:2])
 
-    def _augmented(self, given: HostBatch, return_camera: bool) -> HostBatch:
-        place = "under torch.inference_mode()" if torch.is_inference_mode_enabled() else ""
-        if get_worker_info() is not None:
-            place = "in a worker of a DataLoader"
-        if place:
-            raise PoseAugError(
-                f"PoseAugHook.augment was called {place}, where nothing can be trained; call it in "
-                "the training loop."
-            )
-        trainer = self._ready_trainer(*given)
-        inputs_2d, inputs_3d, camera = given
-        size = inputs_3d.shape[0]
-        if trainer.augmenter.count_of(size) < 2:
+    def _augmented(self, trainer: Trainer, given: HostBatch, return_camera: bool) -> HostBatch:
+        augmenter, skeleton, size = trainer.augmenter, trainer.skeleton, len(given.inputs_3d)
+        if augmenter.count_of(size) < 2:
             self._forget()
             self._owes_update = self._ranks is not None
-            self._reminders.too_small(size, trainer.augmenter.share)
-            return given._replace(camera=one_each(camera, size)) if return_camera else given
-        skeleton = trainer.skeleton
-        with torch.no_grad(), library_defaults(inputs_3d.device):
-            poses = self.adapter.decode(inputs_2d, inputs_3d, camera, skeleton)
-            batch = trainer.augment(poses, not return_camera or camera is None)
-            host = HostPoses(inputs_2d, inputs_3d)
-            replaced = HostPoses(*(x.detach().index_select(0, batch.sources) for x in host))
+            self._reminders.too_small(size, augmenter.share)
+            return given
+        with torch.no_grad(), library_defaults(given.inputs_3d.device):
+            keeps_cameras = not return_camera or given.camera is None
+            batch = trainer.augment(self.adapter.decode(*given, skeleton), keeps_cameras)
+            sources = batch.sources
+            replaced = HostPoses(*(x.detach().index_select(0, sources) for x in given[:2]))
             made = self.adapter.encode(batch.joints, batch.keypoints, replaced, skeleton)
-            how = batch.sources, batch.accepted, trainer.augmenter.appends
-            returned = mix_poses(host, made, replaced, *how)
+            made_2d, made_3d = made
+            how = sources, batch.accepted, augmenter.appends
+            inputs_2d = mix_samples(given.inputs_2d, made_2d, *how)
+            inputs_3d = mix_samples(given.inputs_3d, made_3d, *how)
         self._reminders.augmented(batch.batch.usable)
         self._pending, self._owes_update = _Pending(batch, replaced), True
-        self._observer.expect(returned.inputs_2d)
-        if return_camera:
-            camera = mix_cameras(camera, batch.intrinsics, *how, size)
-        return HostBatch(*returned, camera)
+        self._observer.expect(inputs_2d if trainer.learns_next else None)
+        camera = mix_cameras(given.camera, batch.intrinsics, *how) if return_camera else None
+        return HostBatch(inputs_2d, inputs_3d, camera)
 
     def observe(self, prediction: Tensor) -> None:
         """Tell the hook what the estimator said to the last augmented batch.
@@ -311,11 +299,10 @@ class PoseAugHook:
         Reads values and changes nothing; arguments as for `augment`.
         """
         self._refuse_misfits("check_batch", inputs_2d, inputs_3d, camera)
-        skeleton = self.skeleton or infer_skeleton(
-            self.adapter, inputs_2d, inputs_3d, camera, "check_batch"
-        )
+        batch = self.adapter, inputs_2d, inputs_3d, camera
+        skeleton = self.skeleton or infer_skeleton(*batch, "check_batch")
         target_frame = middle_frame if self._source is None else self._source.target_frame
-        return check_batch(self.adapter, inputs_2d, inputs_3d, camera, skeleton, target_frame)
+        return check_batch(*batch, skeleton, target_frame)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during training, as tensors and plain values.
@@ -323,8 +310,8 @@ class PoseAugHook:
         Loads with ``torch.load(..., weights_only=True)``. Take it between an optimizer step and the
         next `augment`.
         """
-        trainer = self._trainer
-        return as_state(self.skeleton, None if trainer is None else trainer.state_dict())
+        training = None if self._trainer is None else self._trainer.state_dict()
+        return as_state(self.skeleton, training)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`: on a CPU bit for bit, on a GPU but for rounding.
@@ -333,32 +320,29 @@ class PoseAugHook:
         """
         try:
             saved = from_state(state, self.skeleton)
-            trainer = self._trainer
-            if saved is None and trainer is not None and trainer.num_updates:
-                raise PoseAugError(
-                    "it was saved before the first batch, and this hook has learned already; to "
-                    "start anew make another."
-                )
             if saved is None:
+                if self._trainer is not None and self._trainer.num_updates:
+                    raise PoseAugError(
+                        "it was saved before the first batch, and this hook has learned already; "
+                        "to start anew make another."
+                    )
                 return
-            if trainer is None:
-                trainer = self._make_trainer(saved.skeleton, attachment.device_of(self._estimator))
-            trainer.load_state_dict(saved.training)
+            skeleton, training = saved
+            trainer = self._trainer or self._make_trainer(skeleton)
+            trainer.load_state_dict(training)
         except PoseAugError as problem:
             raise PoseAugError(f"PoseAugHook.load_state_dict: {problem}") from problem
-        self._trainer, self.skeleton = trainer, saved.skeleton
+        self._trainer, self.skeleton = trainer, skeleton
         self._forget()
 
-    def _make_trainer(self, skeleton: Skeleton, device: torch.device) -> Trainer:
-        generator, adapter, source = torch.Generator(device), self.adapter, self._source
-        surroundings = Surroundings(self._estimator, adapter, skeleton, generator)
+    def _make_trainer(self, skeleton: Skeleton) -> Trainer:
+        device, source = attachment.device_of(self._estimator), self._source
+        generator = torch.Generator(device)
+        surroundings = Surroundings(self._estimator, self.adapter, skeleton, generator)
         with library_defaults(device):
-            windows = None if source is None else source.open(adapter, skeleton, device)
+            windows = None if source is None else source.open(self.adapter, skeleton, device)
             return Trainer(
-                *(self.preset, self.options, surroundings),
-                seed=self._seed,
-                windows=windows,
-                ranks=self._ranks,
+                self.preset, self.options, surroundings, self._seed, windows, self._ranks
             )
 
     def _existing_trainer(self) -> Trainer:
@@ -370,99 +354,101 @@ class PoseAugHook:
 
     def _refuse_misfits(self, call: str, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> int:
         """Number of joints, after `Adapter.check` and a look at the frames."""
-        skeleton, count = self.skeleton, 0
-        if skeleton is not None:
-            count = skeleton.num_joints
+        count, known = 0, ""
+        if self.skeleton is not None:
+            count, known = self.skeleton.num_joints, f" for skeleton {self.skeleton.name!r}"
         elif isinstance(inputs_3d, Tensor):
             count = self.adapter.num_joints(inputs_3d)
         problem = self.adapter.check(inputs_2d, inputs_3d, camera, count)
-        shapes = [] if problem else [tuple(x.shape) for x in (inputs_2d, inputs_3d)]
-        windows = self._source is None and all(len(shape) == 4 for shape in shapes)
-        if shapes and windows and shapes[0][1] != shapes[1][1]:
-            problem = (
-                f"inputs_2d {shapes[0]} and inputs_3d {shapes[1]} must have the same frames, since "
-                "a window is moved as a whole. Where the loop has 3D of the lifted frame only, "
-                "give the hook the training sequences: "
-                "PoseAugHook(model, source=PoseSource(poses_train, cameras_train))"
-            )
+        if not problem and self._source is None and inputs_2d.dim() == inputs_3d.dim() == 4:
+            shapes = tuple(inputs_2d.shape), tuple(inputs_3d.shape)
+            if shapes[0][1] != shapes[1][1]:
+                problem = (
+                    f"inputs_2d {shapes[0]} and inputs_3d {shapes[1]} must have the same frames, "
+                    "since a window is moved as a whole. Where the loop has 3D of the lifted frame "
+                    "only, give the hook the training sequences: "
+                    "PoseAugHook(model, source=PoseSource(poses_train, cameras_train))"
+                )
         if problem:
-            known = "" if skeleton is None else f" for skeleton {skeleton.name!r}"
             raise PoseAugError(f"PoseAugHook.{call}: {problem}{known}.")
         return count
 
     def _ready_trainer(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> Trainer:
+        place = "under torch.inference_mode()" if torch.is_inference_mode_enabled() else ""
+        if get_worker_info() is not None:
+            place = "in a worker of a DataLoader"
+        if place:
+            raise PoseAugError(
+                f"PoseAugHook.augment was called {place}, where nothing can be trained; call it in "
+                "the training loop."
+            )
         count = self._refuse_misfits("augment", inputs_2d, inputs_3d, camera)
-        trainer, device = self._trainer, inputs_3d.device
-        home = (
-            attachment.device_of(self._estimator) if trainer is None else trainer.generator.device
-        )
-        if device != home:
+        known = self._trainer
+        home = attachment.device_of(self._estimator) if known is None else known.generator.device
+        if inputs_3d.device != home:
             raise PoseAugError(
                 f"PoseAugHook.augment: the batch must be on {home}, where the estimator was when "
-                f"the hook's networks were made, got {device}."
+                f"the hook's networks were made, got {inputs_3d.device}."
             )
-        if trainer is None:
-            skeleton = infer_skeleton(self.adapter, inputs_2d, inputs_3d, camera)
-            warn(
-                f"PoseAugHook: took skeleton={skeleton.name!r} for poses with {count} joints; pass "
-                "it to be sure and to silence this."
-            )
-            trainer = self._make_trainer(skeleton, device)
-            self.skeleton, self._trainer = skeleton, trainer
-        return trainer
+        if known is not None:
+            return known
+        skeleton = infer_skeleton(self.adapter, inputs_2d, inputs_3d, camera)
+        warn(
+            f"PoseAugHook: took skeleton={skeleton.name!r} for poses with {count} joints; pass it "
+            "to be sure and to silence this."
+        )
+        self._trainer, self.skeleton = self._make_trainer(skeleton), skeleton
+        return self._trainer
 
     def _forget(self) -> None:
         self._pending, self._owes_update = None, False
         self._observer.expect(None)
 
     def _on_forward(self, *call: Any) -> None:
-        if self._pending is not None and self._is_on:
+        if self._is_on:
             self._observer.on_forward(*call)
 
     def _on_optimizer_step(self, optimizer: Optimizer) -> None:
         """Train, if this is the estimator's optimizer; called before and after every step."""
         if not self._owes_update:
             return
-        named = self._optimizer
-        if optimizer is named or (
-            named is None and attachment.holds_parameters(optimizer, self._estimator)
-        ):
+        own = self._optimizer
+        if own is None and attachment.holds_parameters(optimizer, self._estimator):
+            own = optimizer
+        if optimizer is own:
             # With a fused optimizer, GradScaler lets the step happen and has the device undo it.
             self._train(skip=getattr(optimizer, "found_inf", None))
 
     def _train(self, skip: Tensor | None) -> None:
         pending, is_due = self._pending, self._owes_update
-        prediction = self._observer.prediction
+        prediction, predicted = self._observer.prediction, None
         self._forget()
         if not self._is_on or not is_due:
             return
         self._reminders.updating()
         trainer = self._existing_trainer()
-        batch, host = (None, None) if pending is None else pending
+        batch, host = pending or (None, None)
+        if not trainer.learns_next:
+            trainer.update(batch)
+            return
         try:
             with torch.enable_grad(), library_defaults(trainer.generator.device) as defaults:
+                if prediction is not None:
+                    with suppress(RuntimeError, ValueError, IndexError):  # it cannot be read
+                        predicted = self.adapter.predicted_joints(prediction, trainer.skeleton)
                 context = UpdateContext(trainer.num_updates, batch, host, defaults)
-                trainer.update(batch, self._predicted_joints(prediction), skip, context)
+                trainer.update(batch, predicted, skip, context)
         except Exception as failure:
             raise RuntimeError(
                 f"PoseAugHook.step failed ({type(failure).__name__}: {failure}). The estimator has "
                 "not been changed by it. hook.enabled = False trains on without augmentation."
             ) from failure
 
-    def _predicted_joints(self, prediction: Tensor | None) -> Tensor | None:
-        """(N, T, J, 3) metres; None where the prediction is missing or not readable."""
-        if prediction is None or self._trainer is None:
-            return None
-        try:
-            return self.adapter.predicted_joints(prediction, self._trainer.skeleton)
-        except (RuntimeError, ValueError, IndexError):
-            return None
-
 
 def _find_preset(preset: str | Preset) -> Preset:
     if isinstance(preset, str) and preset in _PRESETS:
         return _PRESETS[preset]()
-    if isinstance(preset, str) or not hasattr(preset, "build"):
+    if isinstance(preset, (str, type)) or not hasattr(preset, "build"):
         raise PoseAugError(
             f"preset must be one of {', '.join(_PRESETS)}, or one of reference.recipes with "
             f"arguments, got {preset!r}."

@@ -7,8 +7,6 @@ it. Half precision is evaluated and returned in float32. NaN joints give NaN err
 wrong in `pck` and `auc`. Shapes, dtypes or a reduction that do not fit raise `PoseAugError`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The hook's options, each checked when the hook is built, and the trainings they describe."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple, Protocol
@@ -47,7 +45,6 @@ class Options:
     feedback: bool | None = None
     total_updates: int | None = None
     cuda_graphs: bool = True
-    compile: bool = False
 
     def __post_init__(self) -> None:
         for name, kind, words in (
@@ -59,9 +56,7 @@ class Options:
                 raise PoseAugError(f"{name} must be {words}, got {value!r}.")
         check_choice("mix", self.mix, ("replace", "append"))
         check_flag("cuda_graphs", self.cuda_graphs)
-        check_flag("compile", self.compile)
-        if self.operations is not None:
-            check_operations(self.operations)
+        check_operations(self.operations)
         if self.feedback is not None:
             check_flag("feedback", self.feedback)
         if self.total_updates is not None:
@@ -107,8 +102,8 @@ class Training(NamedTuple):
     critics: tuple[Critic, ...] = ()
     terms: tuple[Term, ...] = ()  # of the policy's loss; none where it does not learn
     controller: FeedbackController | None = None
-    learn_from: int | None = 512  # augmented poses of a batch that an update learns from
-    policy_interval: int = 1  # the policy learns in the last of every so many updates
+    interval: int = 8  # something is learned, and figures are taken, in one update out of so many
+    learn_from: int | None = 128  # augmented poses of a batch that are learned from; None for all
     pool_capacity: int = 1024
     project: Projection = project_points
     frame_check: FrameCheck | None = None
@@ -154,7 +149,11 @@ class DefaultPreset:
             critics = PartKCSCritic(skeleton), KeypointCritic(skeleton)
         for critic in critics:
             critic.weight = weight
-        own = RangeTerm(skeleton), FrameTerm(surroundings.aspect_ratio), EntropyTerm(policy, reward)
+        own = (
+            RangeTerm(skeleton),
+            FrameTerm(surroundings.aspect_ratio),
+            EntropyTerm(policy, reward),
+        )
         controller = None
         if isinstance(policy, AugmentationPolicy) and options.feedback is not False:
             controller = FeedbackController(policy)
@@ -195,7 +194,8 @@ def check_effects(options: Options, preset: Preset) -> None:
     if policy is not None:
         without_effect["spread"] = without_effect["operations"] = "a policy that draws by itself"
         if not learns(policy):
-            without_effect["critic_weight"] = "a policy that has nothing to learn"
+            taught = ("critic_weight", "entropy_weight", "feedback")
+            without_effect |= dict.fromkeys(taught, "a policy that has nothing to learn")
         if policy.entropy() is None:
             without_effect["entropy_weight"] = "a policy that has no entropy()"
         if not isinstance(policy, AugmentationPolicy):

@@ -3,10 +3,9 @@
 It knows nothing of anybody's loop; `hook` connects the two.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +14,18 @@ from torch.utils._pytree import tree_map_only
 from .adversary.critics import Critic, critic_loss
 from .adversary.losses import Term
 from .adversary.pool import FakePosePool
-from .augment.augmenter import AugmentedBatch, Augmenter, Windows
+from .augment.augmenter import AugmentedBatch, Augmenter, Keeps, Windows
 from .augment.transforms import GeneratedPoses
 from .body.poses import CanonicalPoses
-from .errors import PoseAugError
 from .feedback.controller import observed_errors
 from .options import Options, Preset, Surroundings, UpdateContext
-from .runtime.checkpoint import problems_with
+from .runtime.checkpoint import check_modules
 from .runtime.distributed import Ranks, WeightedGradients
 from .runtime.isolation import saved_buffers, seeded_stream
 from .runtime.monitor import Monitor
 from .runtime.optimizer import GuardedAdam
 from .runtime.recorder import Recorder
 
-Result = TypeVar("Result")
-
-_SEEDS_APART = 1_000_003
 _FEEDBACK = "feedback"  # among gradients: the figures that the controller needs
 
 
@@ -49,67 +44,36 @@ class Phase(NamedTuple):
     network: nn.Module
     loss: Callable[[GeneratedPoses], Loss]
     optimizer: GuardedAdam
-    interval: int
-    due_at: int  # it learns in update n where n % interval is this
-
-    def is_due(self, update: int) -> bool:
-        """Whether it learns in that update."""
-        return update % self.interval == self.due_at
+    interval: int  # it learns in one of so many updates
 
 
-class PolicyLoss:
-    """Loss of the policy (PoseAug section 3.4): the sum of its terms."""
-
-    def __init__(self, terms: tuple[Term, ...], recorder: Recorder) -> None:
-        self.terms, self._values = terms, recorder.compiled(_term_values)
-
-    def __call__(self, generated: GeneratedPoses) -> Loss:
-        """The loss of poses that are in graph with the policy."""
-        values = self._values(self.terms, generated)
-        total = sum(values, generated.keypoints.new_zeros(()))
-        losses = {f"policy/{t.name}": v.detach() for t, v in zip(self.terms, values, strict=True)}
-        return Loss(total, {"policy": total.detach(), **losses}, {})
+def _policy_loss(terms: tuple[Term, ...], generated: GeneratedPoses) -> Loss:
+    """Sum of the terms (PoseAug section 3.4), of poses that are in graph with the policy."""
+    values = [term(generated) for term in terms]
+    total = sum(values, generated.keypoints.new_zeros(()))
+    losses = {f"policy/{t.name}": v.detach() for t, v in zip(terms, values, strict=True)}
+    return Loss(total, {"policy": total.detach(), **losses}, {})
 
 
-def _term_values(terms: tuple[Term, ...], generated: GeneratedPoses) -> list[Tensor]:
-    return [term(generated) for term in terms]
-
-
-class CriticLoss:
-    """Loss of a critic on real poses and on generated ones, older ones among them."""
-
-    def __init__(self, critic: Critic, pool: FakePosePool, recorder: Recorder) -> None:
-        self.critic, self.pool, self.generator = critic, pool, recorder.generator
-        self._compared = recorder.compiled(_compared)
-        self._loss = recorder.compiled(critic_loss)
-
-    def __call__(self, generated: GeneratedPoses) -> Loss:
-        """The loss of detached poses."""
-        name = self.critic.name
-        with torch.no_grad():
-            real, fake = self._compared(self.critic, generated)
-            fake = self.pool.exchange(fake, self.generator)
-        loss, accuracy = self._loss(self.critic, real, fake, generated.weights)
-        return Loss(loss, {name: loss.detach()}, {name: accuracy})
-
-
-def _compared(critic: Critic, generated: GeneratedPoses) -> tuple[Tensor, Tensor]:
-    """Real and fake poses, with zeros for one that is not finite, so that no pool holds it."""
-    real, fake = critic.real(generated), critic.fake(generated)
-    finite = fake.isfinite().flatten(1).all(1)
-    return real, torch.where(finite.reshape(-1, *[1] * (fake.dim() - 1)), fake, 0.0)
+def _critic_loss(
+    critic: Critic, pool: FakePosePool, generator: torch.Generator, generated: GeneratedPoses
+) -> Loss:
+    """Loss of a critic on real poses and on detached generated ones, older ones among them."""
+    with torch.no_grad():
+        real, fake = critic.real(generated), critic.fake(generated)
+        # Zeros for a pose that is not finite, so that no pool holds one.
+        finite = fake.isfinite().flatten(1).all(1)
+        fake = torch.where(finite.reshape(-1, *[1] * (fake.dim() - 1)), fake, 0.0)
+        fake = pool.exchange(fake, generator)
+    loss, accuracy = critic_loss(critic, real, fake, generated.weights)
+    return Loss(loss, {critic.name: loss.detach()}, {critic.name: accuracy})
 
 
 class Trainer:
     """The networks of a training, their optimizers, pools and random stream.
 
-    Args:
-        preset: Makes the networks.
-        options: Of the hook.
-        surroundings: What they are made for.
-        seed: Of initial weights and noise.
-        windows: Where windows to augment come from, if not from the batch.
-        ranks: The processes that train together, each with such a trainer.
+    ``windows`` is where windows to augment come from, if not from the batch; ``ranks`` are the
+    processes that train together, each with such a trainer.
     """
 
     def __init__(
@@ -117,26 +81,20 @@ class Trainer:
         preset: Preset,
         options: Options,
         surroundings: Surroundings,
-        *,
         seed: int = 0,
         windows: Windows | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.skeleton, self.generator = surroundings.skeleton, surroundings.generator
-        self.ranks = ranks
+        self.ranks, self.num_updates = ranks, 0
         device = self.generator.device
-        self.num_updates = 0
         # Initial weights come from a stream of our own; the user's global one is given back.
         with seeded_stream(seed, torch.device("cpu")):
             training = preset.build(options, surroundings)
         # Ranks start alike and draw differently.
-        rank = 0 if ranks is None else ranks.rank
-        self.generator.manual_seed(seed + _SEEDS_APART * rank)
-        self.recorder = Recorder(
-            self.generator,
-            records=options.cuda_graphs and options.policy is None,
-            compiles=options.compile,
-        )
+        self.generator.manual_seed(seed + (0 if ranks is None else 1_000_003 * ranks.rank))
+        records = options.cuda_graphs and options.policy is None
+        self.recorder = Recorder(self.generator, records=records)
         self.policy, self.controller = training.policy.train(), training.controller
         self._before_update = training.before_update
         self.augmenter = Augmenter(
@@ -151,24 +109,21 @@ class Trainer:
             frame_check=training.frame_check,
             windows=windows,
         )
-        self._generate = self.recorder.compiled(Augmenter.generate)
         self.phases: list[Phase] = []
         self.pools: dict[str, FakePosePool] = {}
-
-        def add_phase(
-            network: nn.Module, loss: Callable[[GeneratedPoses], Loss], name: str, *when: int
-        ) -> None:
-            optimizer = training.make_optimizer(network)
-            self.phases.append(Phase(name, network, loss, optimizer, *when))
+        self.interval = training.interval
 
         if training.terms:
-            interval, loss = training.policy_interval, PolicyLoss(training.terms, self.recorder)
-            add_phase(self.policy, loss, "policy", interval, interval - 1)
+            optimizer = training.make_optimizer(self.policy)
+            loss = partial(_policy_loss, training.terms)
+            self.phases.append(Phase("policy", self.policy, loss, optimizer, self.interval))
         for critic in training.critics:
             pool = FakePosePool(training.pool_capacity, critic.shape).to(device)
             self.pools[critic.name] = pool
-            loss_of_critic = CriticLoss(critic.to(device), pool, self.recorder)
-            add_phase(critic, loss_of_critic, critic.name, critic.interval, 0)
+            optimizer = training.make_optimizer(critic.to(device))
+            loss = partial(_critic_loss, critic, pool, self.generator)
+            interval = self.interval * critic.interval
+            self.phases.append(Phase(critic.name, critic, loss, optimizer, interval))
         self.monitor = Monitor(tuple(self.pools), hasattr(self.policy, "base")).to(device)
         self._statistics = [b for b in saved_buffers(self.policy) if b.is_floating_point()]
         names = [*(p.name for p in self.phases), *(f"policy/{t.name}" for t in training.terms)]
@@ -179,9 +134,20 @@ class Trainer:
 
     def augment(self, poses: CanonicalPoses, keeps_cameras: bool = True) -> AugmentedBatch:
         """Augment poses, and keep what the next update reads."""
-        policy_learns = any(p.name == "policy" and p.is_due(self.num_updates) for p in self.phases)
-        call = self.recorder.call if self.recorder.records else _as_written
-        return call(self.augmenter.augment, poses, keeps_cameras, not policy_learns)
+        keeps: Keeps = "nothing"
+        if self.learns_next:
+            keeps = "inputs" if "policy" in self._due else "generated"
+        return self.recorder.call(self.augmenter.augment, poses, keeps_cameras, keeps)
+
+    @property
+    def learns_next(self) -> bool:
+        """Whether the next update learns anything, or takes figures."""
+        return self.num_updates % self.interval == 0
+
+    @property
+    def _due(self) -> tuple[str, ...]:
+        """Names of the networks that learn in the next update."""
+        return tuple(p.name for p in self.phases if self.num_updates % p.interval == 0)
 
     def update(
         self,
@@ -192,25 +158,30 @@ class Trainer:
     ) -> None:
         """One update of every network that is due: the policy first, then critics.
 
-        Args:
-            batch: What `augment` made; None where only other ranks may have something.
-            predicted: (N, T, J, 3) metres: the user's own forward pass on that batch, if known.
-            skip: Not zero where the device undoes the user's own step: no weights change then.
-            context: What a published recipe asks about.
+        Of the ``batch`` that `augment` made; None where only other ranks may have something.
+        ``predicted`` (N, T, J, 3), metres, is the user's own forward pass on it, if known. Where
+        ``skip`` is not zero, the device undoes the user's own step, and no weights change. A
+        published recipe asks about the ``context``.
         """
+        if batch is not None:
+            self.monitor.count(~batch.batch.usable)
+        if not self.learns_next:
+            self.num_updates += 1
+            return
         if self._before_update is not None and context is not None:
             self._before_update(context)
-        due = tuple(phase.name for phase in self.phases if phase.is_due(self.num_updates))
-        # A published recipe asks somebody else's network, and changes: it cannot be replayed.
-        repeats = self._before_update is None and self._pools_are_settled
-        replays = self.recorder.records and repeats
-        call = self.recorder.call if replays else _as_written
+        due = self._due
+        # A published recipe asks somebody else's network, and changes: it cannot be replayed. Nor
+        # can a pool that fills up: how full it is is Python's.
+        repeats = self._before_update is None and all(
+            len(pool) in (0, pool.capacity) for pool in self.pools.values()
+        )
+        call: Callable[..., Any] = self.recorder.call if repeats else _as_written
         gradients: dict[str, WeightedGradients] = {}
         readings = None
         if batch is not None:
             gradients, losses, readings = call(self._learn, batch, predicted, due)
             self.losses = self.losses | losses
-        own = tuple(gradients)
         if self.ranks is not None and (everyones := self._nothing_learned(due)):
             # The same networks on every rank, whoever has something for them.
             everyones |= gradients
@@ -219,13 +190,8 @@ class Trainer:
         # With what is due and for how many, though it does not read it: so it is recorded no sooner
         # than what its gradients come from, and can take them where they are.
         size = 0 if batch is None else batch.joints.shape[0]
-        call(self._apply, gradients, own, skip, readings, (*due, size))
+        call(self._apply, gradients, skip, readings, (*due, size))
         self.num_updates += 1
-
-    @property
-    def _pools_are_settled(self) -> bool:
-        """Whether pools swap poses as they will from now on; how full one is is Python's."""
-        return all(len(pool) in (0, pool.capacity) for pool in self.pools.values())
 
     def _learn(
         self, batch: AugmentedBatch, predicted: Tensor | None, due: tuple[str, ...]
@@ -236,18 +202,18 @@ class Trainer:
         readings: dict[str, Tensor] = {}
         generated = batch.generated
         if generated is None:
-            generated = self._generate(self.augmenter, batch.inputs)
+            assert batch.inputs is not None
+            generated = self.augmenter.generate(batch.inputs)
         weight = generated.weights.sum()
         for phase in self.phases:
-            if phase.name not in due:
-                continue
-            loss = phase.loss(generated)
-            learned = phase.optimizer.gradients(loss.total)
-            gradients[phase.name] = WeightedGradients(learned, weight)
-            losses |= loss.losses
-            readings |= loss.readings
-            if generated.keypoints.requires_grad:
-                generated = tree_map_only(Tensor, Tensor.detach, generated)
+            if phase.name in due:
+                loss = phase.loss(generated)
+                learned = phase.optimizer.gradients(loss.total)
+                gradients[phase.name] = WeightedGradients(learned, weight)
+                losses |= loss.losses
+                readings |= loss.readings
+                if generated.keypoints.requires_grad:
+                    generated = tree_map_only(Tensor, Tensor.detach, generated)
         with torch.no_grad():
             readings |= self.augmenter.readings(batch, generated)
             errors = observed_errors(predicted, batch, self.skeleton)
@@ -264,31 +230,26 @@ class Trainer:
     def _apply(
         self,
         gradients: dict[str, WeightedGradients],
-        own: tuple[str, ...],
         skip: Tensor | None,
         readings: dict[str, Tensor] | None,
         _: tuple[str | int, ...],
     ) -> None:
-        """Every network's step, and the monitor's of this rank's ``own`` gradients."""
+        """Every network's step, and the monitor's where this rank has readings."""
         skipped = torch.zeros((), dtype=torch.bool, device=self.generator.device)
         optimizers = {phase.name: phase.optimizer for phase in self.phases}
         for name, (tensors, weight) in gradients.items():
             allowed = weight > 0 if skip is None else (weight > 0) & (skip == 0)
-            if name == _FEEDBACK:
-                assert self.controller is not None
+            if name in optimizers:
+                skipped = skipped | optimizers[name].step(tensors, allowed)
+            elif self.controller is not None:
                 self.controller.move(tensors[0], allowed)
-                continue
-            left_out = optimizers[name].step(tensors, allowed)
-            if name in own:
-                skipped = skipped | left_out
         if readings is not None:
             self.monitor.record(skipped=skipped, **readings)
 
     def _nothing_learned(self, due: tuple[str, ...]) -> dict[str, WeightedGradients]:
         """What a rank with nothing to say contributes: all that every rank averages, in order."""
         nothing = torch.zeros((), device=self.generator.device)
-        due_phases = (phase for phase in self.phases if phase.name in due)
-        shapes = {phase.name: phase.optimizer.network_parameters for phase in due_phases}
+        shapes = {p.name: p.optimizer.network_parameters for p in self.phases if p.name in due}
         if self.controller is not None:
             shapes[_FEEDBACK] = [nothing.expand(2)]
         return {
@@ -318,10 +279,7 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` saved; `PoseAugError`, and nothing changed, if it misfits."""
         modules = self._modules()
-        problems = problems_with(state["modules"], modules)
-        if problems:
-            more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-            raise PoseAugError(f"{'; '.join(problems[:3])}{more}.")
+        check_modules(state["modules"], modules)
         modules.load_state_dict(state["modules"])
         self.num_updates = state["num_updates"]
         generator = state["generator"].cpu()
@@ -333,5 +291,5 @@ class Trainer:
             self.generator.manual_seed(self.generator.initial_seed() + self.num_updates)
 
 
-def _as_written(method: Callable[..., Result], *arguments: Any) -> Result:
+def _as_written(method: Callable[..., Any], *arguments: Any) -> Any:
     return method(*arguments)

@@ -29,7 +29,7 @@ from poseaug_plugin.runtime.optimizer import GuardedAdam
 
 
 class SmallDefault(DefaultPreset):
-    """The default preset with a small pool, so that it fills, and other changes.
+    """The default preset that learns in every update, with a small pool, and other changes.
 
     Args:
         critic_interval: Of every critic.
@@ -40,20 +40,19 @@ class SmallDefault(DefaultPreset):
     def __init__(
         self,
         *,
-        critic_interval: int | None = None,
+        critic_interval: int = 2,
         policy: Callable[[Skeleton], Policy] | None = None,
         **changes: Any,
     ) -> None:
         self.critic_interval, self.policy = critic_interval, policy
-        self.changes = {"pool_capacity": 40, **changes}
+        self.changes = {"pool_capacity": 40, "interval": 1, "learn_from": 512, **changes}
 
     def build(self, options: Options, surroundings: Surroundings) -> Training:
         if self.policy is not None:
             options = replace(options, policy=self.policy(surroundings.skeleton))
         training = super().build(options, surroundings)
-        if self.critic_interval is not None:
-            for critic in training.critics:
-                critic.interval = self.critic_interval
+        for critic in training.critics:
+            critic.interval = self.critic_interval
         return training._replace(**self.changes)
 
 
@@ -76,7 +75,7 @@ ASKING = ("released", "paper")
 UPDATES: dict[str, dict[str, Any]] = {
     "append": {"mix": "append"},
     "update batch": {"mix": "append", "preset": SmallDefault(learn_from=8)},
-    "in turn": {"preset": SmallDefault(policy_interval=2)},
+    "every other": {"preset": SmallDefault(interval=2)},
     "regressors": {"preset": SmallDefault(policy=lambda s: RegressorPolicy(s, width=32))},
 }
 

@@ -209,14 +209,6 @@ def test_windows_from_a_source_are_recorded() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_compiled_and_recorded_steps_train() -> None:
-    written, *_ = trained(ENOUGH, mix="append", cuda_graphs=False)
-    compiled, *_ = trained(ENOUGH, mix="append", compile=True)
-    assert {"augment", "_learn", "_apply"} <= set(recordings(compiled))
-    assert close(frozen_state(written), frozen_state(compiled))
-    assert compiled.diagnostics().skipped_steps == 0
-
-
 @pytest.mark.parametrize("name", ["default", *ASKING])
 def test_random_streams_of_the_gpu_are_given_back(name: str) -> None:
     torch.manual_seed(3)

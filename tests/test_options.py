@@ -66,7 +66,6 @@ def built(preset: Preset, **options: Any) -> Training:
         ({"mix": None}, "mix must be one of replace, append, got None"),
         ({"feedback": 1}, "feedback must be True or False, got 1"),
         ({"cuda_graphs": None}, "cuda_graphs must be True or False, got None"),
-        ({"compile": "yes"}, "compile must be True or False, got 'yes'"),
         ({"policy": nn.Identity()}, "policy must be a poseaug_plugin.Policy, got Identity"),
     ],
     ids=str,
@@ -106,7 +105,7 @@ def test_options_that_are_left_to_the_preset_are_none() -> None:
     given = {"share": 0.0, "feedback": False, "critic_weight": 0}
     assert sorted(Options(**given).given) == sorted(given)
     assert {field.name for field in fields(Options) if field.default is not None} == {
-        *("mix", "cuda_graphs", "compile")
+        *("mix", "cuda_graphs")
     }
 
 
@@ -262,10 +261,11 @@ def test_default_weights() -> None:
     terms = {term.name: term for term in training.terms}
     assert [critic.name for critic in training.critics] == ["critic_3d", "critic_2d"]
     assert [critic.weight for critic in training.critics] == [0.1, 0.1]
-    assert [critic.interval for critic in training.critics] == [2, 2]
+    assert training.interval == 8
+    assert [critic.interval for critic in training.critics] == [1, 1]
     assert set(terms) == {"critic_3d", "critic_2d", "range", "frame", "entropy"}
     assert (terms["range"].weight, terms["frame"].weight, terms["entropy"].weight) == (3, 1, 0.05)
-    assert training.learn_from == 512
+    assert training.learn_from == 128
     assert training.pool_capacity == 1024
     assert DefaultPreset().share == RandomPreset().share == 0.75
 

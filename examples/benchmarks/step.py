@@ -56,8 +56,6 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 WITH_RELEASED = {"mix": "append"}  # what the released code does, too
 GPU_CASES: dict[str, tuple[int, dict[str, Any]]] = CASES | {
-    "replace, compile=True": (1, {"compile": True}),
-    "append, compile=True, over 2B": (2, {"mix": "append", "compile": True}),
     "replace, cuda_graphs=False": (1, {"cuda_graphs": False}),
 }
 # Of the hook's critics: poses in a pool, poses per update, optimizer steps per update.

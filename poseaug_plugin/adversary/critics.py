@@ -1,7 +1,5 @@
 """Critics: is this 3D pose human, and is this 2D pose?"""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch
@@ -52,7 +50,7 @@ class Critic(nn.Module):
 
     name: str  # in losses, diagnostics and checkpoints
     weight: float = 0.1  # of its term in the policy's loss
-    interval: int = 2  # it learns in the first of every so many updates
+    interval: int = 1  # it learns in one out of so many updates in which something is learned
     shape: tuple[int, ...]  # of one sample that it scores
 
     def real(self, generated: GeneratedPoses) -> Tensor:

@@ -1,7 +1,5 @@
 """Losses of critics and policy: LSGAN, and the terms that need no critic."""
 
-from __future__ import annotations
-
 from typing import Protocol
 
 import torch

@@ -1,7 +1,5 @@
 """A history of generated poses for the critics (Shrivastava et al., CVPR 2017, section 2.3)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

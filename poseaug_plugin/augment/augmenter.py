@@ -1,10 +1,8 @@
 """`Augmenter`: from a batch to its augmented samples."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +16,6 @@ from ..runtime.recorder import Recorder
 from .policy import Policy
 from .transforms import (
     AugmentationInputs,
-    AugmentationParameters,
     GeneratedPoses,
     apply_augmentation,
     bone_angle_change,
@@ -33,6 +30,9 @@ Projection = Callable[[Tensor, Tensor], Tensor]
 # Points (B, ..., 3), their keypoints (B, ..., 2) and intrinsics (B, 9) to (B, ...) bool.
 FrameCheck = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+# What of a batch an update needs.
+Keeps = Literal["nothing", "inputs", "generated"]
+
 
 class AugmentedBatch(NamedTuple):
     """The augmented samples of a batch, and what an update reads; nothing carries a graph."""
@@ -46,7 +46,7 @@ class AugmentedBatch(NamedTuple):
     originals: Tensor  # (m,) which samples of the output are originals
     target: int  # the frame of the window that is lifted, where it is one of several
     batch: CanonicalBatch  # the host's whole batch
-    inputs: AugmentationInputs  # those that an update learns from
+    inputs: AugmentationInputs | None  # those that are learned from, where an update does
     generated: GeneratedPoses | None  # of them, where the update needs no graph
 
 
@@ -73,17 +73,13 @@ def evenly_spaced(values: Any, available: int, wanted: int | None) -> Any:
 
 
 class Augmenter:
-    """Augments a share of a batch, or a copy of all of it.
+    """Augments a share of a batch, or a copy of all of it, with the recorder's random stream.
 
     Args:
-        policy: Draws the augmentations.
-        skeleton: The tree.
-        recorder: Does the arithmetic, and has the random stream.
         share: Share of the batch that is augmented.
-        appends: The augmented samples go behind the batch, not into it.
+        appends: Augment a copy of the whole batch, which goes behind it.
         aspect_ratio: Image height / width.
         learn_from: Samples that an update learns from, at most; None for all.
-        project: Projects poses.
         frame_check: Accepts points; by default `in_view`.
         windows: Where windows to augment come from, if not from the batch.
     """
@@ -103,11 +99,9 @@ class Augmenter:
         windows: Windows | None = None,
     ) -> None:
         self.policy, self.skeleton, self.generator = policy, skeleton, recorder.generator
-        self.share, self.appends = share, appends
-        self.aspect_ratio, self.learn_from, self.project = aspect_ratio, learn_from, project
-        self.frame_check, self.windows = frame_check, windows
-        self._statistics = saved_buffers(policy)
-        self._samples = recorder.compiled(Augmenter.samples)
+        self.share, self.appends, self.learn_from = share, appends, learn_from
+        self.aspect_ratio, self.project, self.frame_check = aspect_ratio, project, frame_check
+        self.windows, self._statistics = windows, saved_buffers(policy)
 
     def count_of(self, batch_size: int) -> int:
         """How many samples of a batch are augmented."""
@@ -118,12 +112,13 @@ class Augmenter:
         return middle_frame(frames) if self.windows is None else self.windows.target_frame(frames)
 
     def augment(
-        self, poses: CanonicalPoses, keeps_cameras: bool = True, keeps_generated: bool = False
+        self, poses: CanonicalPoses, keeps_cameras: bool = True, keeps: Keeps = "nothing"
     ) -> AugmentedBatch:
         """Augment as many samples as the options say.
 
-        ``keeps_cameras`` leaves focal lengths as they are, for a host who would not know, and
-        ``keeps_generated`` what was generated, for an update in which no policy learns.
+        ``keeps_cameras`` leaves focal lengths as they are, for a host who would not know. The next
+        update may need ``"inputs"``, to make the same poses in graph with the policy, or those that
+        are ``"generated"`` here.
         """
         batch = canonical_batch(poses)
         size, frames = batch.keypoints.shape[:2]
@@ -146,40 +141,29 @@ class Augmenter:
         # same bodies and views, but places are drawn from the poses that are left.)
         statistics = unchanged(self._statistics) if self._statistics else nullcontext()
         with torch.no_grad(), statistics:
-            return self._samples(self, batch, sources, originals, inputs, keeps_generated)
-
-    def samples(
-        self,
-        batch: CanonicalBatch,
-        sources: Tensor,
-        originals: Tensor,
-        inputs: AugmentationInputs,
-        keeps_generated: bool,
-    ) -> AugmentedBatch:
-        """What `augment` gives, once everything is drawn."""
-        target = self.target_frame(batch.keypoints.shape[1])
-        generated = self.generate(inputs)
-        accepted = batch.usable[sources] & self._is_valid(generated)
-        joints = matching_frames(generated.poses.moved, batch.joints.shape[1], target)
-        kept = evenly_spaced(
-            generated if keeps_generated else inputs, sources.shape[0], self.learn_from
-        )
+            generated = self.generate(inputs)
+        target = self.target_frame(frames)
+        kept: Any = inputs if keeps == "inputs" else generated
+        if keeps != "nothing":
+            kept = evenly_spaced(kept, count, self.learn_from)
         return AugmentedBatch(
-            *(joints, generated.keypoints, generated.intrinsics, accepted, sources),
-            places=sources + len(batch.usable) if self.appends else sources,
+            joints=matching_frames(generated.poses.moved, batch.joints.shape[1], target),
+            keypoints=generated.keypoints,
+            intrinsics=generated.intrinsics,
+            accepted=batch.usable[sources] & self._is_valid(generated),
+            sources=sources,
+            places=sources + size if self.appends else sources,
             originals=originals,
             target=target,
             batch=batch,
-            inputs=kept.inputs if keeps_generated else kept,
-            generated=kept if keeps_generated else None,
+            inputs=kept if keeps == "inputs" else None,
+            generated=kept if keeps == "generated" else None,
         )
 
     def generate(self, inputs: AugmentationInputs) -> GeneratedPoses:
         """Augment every sample, in graph with the policy where gradients are enabled."""
         poses = inputs.poses
-        # A new tuple: torch.compile, at least up to 2.11, cannot return what `_replace` made, as a
-        # policy of the user's may have.
-        parameters = AugmentationParameters(*self.policy(poses.joints, inputs.noise))
+        parameters = self.policy(poses.joints, inputs.noise)
         augmented = apply_augmentation(poses.joints, parameters, self.skeleton)
         intrinsics = poses.intrinsics
         if not inputs.keeps_cameras:
@@ -194,7 +178,6 @@ class Augmenter:
         turned = bone_angle_change(generated.clean_pose, generated.bent_pose, self.skeleton)
         in_batch = augmented.batch.usable[augmented.sources]
         return {
-            "unusable": (~augmented.batch.usable).sum(),
             "kept_share": augmented.accepted.sum() / in_batch.sum(),  # NaN without any
             "angle_change": (turned.mean(1) * weights).sum() / weights.sum(),
             "length_change": generated.parameters.bone_length_ratio.abs().mean(),

@@ -1,9 +1,7 @@
 """Policies: from poses and noise to `AugmentationParameters`, at random or with learned spreads."""
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -77,10 +75,10 @@ class Spread:
     focal_length: float = 0.0
 
     def __post_init__(self) -> None:
-        shares = "keep_view", "bone_length", "torso_length"
-        for name in (field.name for field in fields(self) if field.name != "depth"):
-            highest = 1.0 if name in shares else math.inf
-            check_number(f"Spread: {name}", getattr(self, name), 0.0, highest)
+        widths = {name: value for name, value in vars(self).items() if name != "depth"}
+        for name, value in widths.items():
+            is_share = name in ("keep_view", "bone_length", "torso_length")
+            check_number(f"Spread: {name}", value, 0.0, 1.0 if is_share else math.inf)
         depth = self.depth
         if not isinstance(depth, (tuple, list)) or len(depth) != 2:
             raise PoseAugError(
@@ -120,11 +118,6 @@ class Policy(nn.Module):
         return None
 
 
-def _uniform(normal: Tensor) -> Tensor:
-    """Standard normal to uniform in (0, 1)."""
-    return torch.special.ndtr(normal)
-
-
 def _either_way(normal: Tensor) -> Tensor:
     """Standard normal to uniform in (-1, 1)."""
     return (normal * math.sqrt(0.5)).erf()
@@ -159,7 +152,7 @@ class RandomPolicy(Policy):
         super().__init__()
         self.skeleton = find_skeleton(skeleton)
         self.spread = spread or Spread()
-        self.operations = OPERATIONS if operations is None else check_operations(operations)
+        self.operations = check_operations(operations)
         bones, limbs = self.skeleton.num_bones, len(self.skeleton.limbs)
         self._sizes = (3 * bones, self.skeleton.num_bone_length_groups, 3, 3, 3 * limbs, 1)
         self.noise_size = sum(self._sizes)
@@ -173,7 +166,6 @@ class RandomPolicy(Policy):
 
     @override
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
-        """Draw parameters."""
         return self.draw(joints, noise, SpreadFactors())
 
     def draw(
@@ -196,7 +188,7 @@ class RandomPolicy(Policy):
         yaw = _either_way(view[:, 0:1]) * (spread.yaw * strength)
         pitch = view[:, 1:2] * (spread.pitch * (factors.pitch * strength))
         roll = view[:, 2:3] * (spread.roll * (factors.roll * strength))
-        whose, how_far = _uniform(where[:, :2, None, None]).unbind(1)
+        whose, how_far = torch.special.ndtr(where[:, :2, None, None]).unbind(1)  # uniform
         donor = (whose.flatten() * len(joints)).long().clamp(max=len(joints) - 1)
         nearest, furthest = spread.depth
         moved = place[donor] * (nearest + (furthest - nearest) * how_far)
@@ -245,9 +237,9 @@ class AugmentationPolicy(Policy):
         self.base = RandomPolicy(skeleton, spread=spread, operations=operations)
         self.noise_size = self.base.noise_size
         self.widening = nn.Parameter(torch.zeros(len(SpreadFactors._fields)))
-        room = torch.tensor(_room_to_widen(self.base.spread))
-        self.register_buffer("room_to_widen", room, persistent=False)
+        room = [_room_to_widen(self.base.spread, names) for _, names in _FACTORS.values()]
         used = [float(operation in self.base.operations) for operation, _ in _FACTORS.values()]
+        self.register_buffer("room_to_widen", torch.tensor(room), persistent=False)
         self.register_buffer("used_factors", torch.tensor(used), persistent=False)
         self.register_buffer("strength", torch.ones(()), persistent=False)
 
@@ -263,30 +255,27 @@ class AugmentationPolicy(Policy):
 
     @override
     def entropy(self) -> Tensor:
-        """Sum of the logarithms of the spreads in use."""
         return self.log_spread_factors().dot(self.used_factors)
 
     @override
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
-        """Draw from the base with its learned spreads."""
         return self.base.draw(joints, noise, self.spread_factors(), self.strength)
 
 
 def check_operations(operations: object) -> tuple[Operation, ...]:
-    """The operations as a tuple; `PoseAugError` for what is none out of `OPERATIONS`."""
+    """The operations as a tuple, all for None; `PoseAugError` for what is none of `OPERATIONS`."""
+    if operations is None:
+        return OPERATIONS
     if isinstance(operations, (tuple, list)) and all(o in OPERATIONS for o in operations):
         return tuple(operations)
     raise PoseAugError(f"operations must be a tuple out of {OPERATIONS}, got {operations!r}.")
 
 
-def _room_to_widen(spread: Spread) -> list[float]:
-    """Logarithms of how many times each spread may grow."""
-    rooms = []
-    for _, multiplied in _FACTORS.values():
-        pairs = [(getattr(spread, name), getattr(Spread(), name)) for name in multiplied]
-        room = min((math.log(default / own) for own, default in pairs if own > 0), default=0.0)
-        rooms.append(max(room, 1e-3))  # it divides
-    return rooms
+def _room_to_widen(spread: Spread, names: tuple[str, ...]) -> float:
+    """Logarithm of how many times the spreads of these names may grow."""
+    pairs = [(getattr(spread, name), getattr(Spread(), name)) for name in names]
+    room = min((math.log(default / own) for own, default in pairs if own > 0), default=0.0)
+    return max(room, 1e-3)  # it divides
 
 
 def _reach_of_limbs(skeleton: Skeleton) -> Tensor:

@@ -1,7 +1,5 @@
 """What is done to a pose, apart from how it is chosen: parameters in, poses out; nothing random."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -17,8 +15,6 @@ from ..body.bones import (
 from ..body.poses import CanonicalBatch
 from ..body.rotation import transform_rigidly
 from ..body.skeleton import Skeleton
-
-_OPPOSITE = 1e-6  # of 1 + cosine: a bone turned right round has no smallest rotation
 
 
 class AugmentationParameters(NamedTuple):
@@ -132,13 +128,11 @@ def bend_directions(directions: Tensor, offset: Tensor) -> Tensor:
     if frames == 1:
         return end
     axis = torch.cross(start, end, dim=-1)  # times the sine
+    across = torch.cross(axis.expand_as(directions), directions, dim=-1)
     cosine = (start * end).sum(-1, keepdim=True)
-    along = (axis * directions).sum(-1, keepdim=True) / (1 + cosine).clamp(min=_OPPOSITE)
-    return (
-        cosine * directions
-        + torch.cross(axis.expand_as(directions), directions, dim=-1)
-        + (along * axis)
-    )
+    # A bone turned right round has no smallest rotation.
+    along = (axis * directions).sum(-1, keepdim=True) / (1 + cosine).clamp(min=1e-6)
+    return cosine * directions + across + along * axis
 
 
 def apply_augmentation(

@@ -1,7 +1,5 @@
 """Joints to bone vectors and back; directions, lengths and their Gram matrix (KCS)."""
 
-from __future__ import annotations
-
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,26 +23,10 @@ class SkeletonTables(NamedTuple):
     is_not_root: Tensor  # (J, 1) 0 at the root joint, 1 elsewhere
 
 
-def skeleton_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype) -> SkeletonTables:
-    """A skeleton's tables, put on the device once, so that no step builds tensors on the host."""
-    if torch.compiler.is_compiling():
-        return _constant_tables(skeleton.as_data(), device, dtype)
-    return filled_tables(skeleton, device, dtype)
-
-
-# A compiled function holds the tables as they are; traced, it would fill them again at every call.
-# It takes plain data, since torch.compile knows no other constants.
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _constant_tables(
-    data: dict[str, Any], device: torch.device, dtype: torch.dtype
-) -> SkeletonTables:
-    return filled_tables(Skeleton.from_data(data), device, dtype)
-
-
-# Kept for good: a recorded CUDA graph reads them where they are.
+# Kept for good: no step builds tensors on the host, and a CUDA graph reads them where they are.
 @cache
-def filled_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype) -> SkeletonTables:
-    """The tables themselves; call `skeleton_tables`."""
+def skeleton_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype) -> SkeletonTables:
+    """A skeleton's tables on a device."""
     # Tables first asked for under inference_mode must still be usable by autograd later.
     with torch.inference_mode(False):
         on_cpu: dict[str, Any] = {"dtype": dtype, "device": "cpu"}  # filled there, then moved

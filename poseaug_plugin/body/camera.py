@@ -5,8 +5,6 @@ radial k1..k3, tangential p1, p2. Normalised screen coordinates: x in [-1, 1] ov
 y in [-h/w, h/w].
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

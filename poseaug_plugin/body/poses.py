@@ -4,8 +4,6 @@ Canonical: camera-space metres, absolute, (B, T, J, 3), x right, y down, z forwa
 screen 2D (B, T, J, 2); nine intrinsics (B, 9). A single pose is a window of T = 1 frames.
 """
 
-from __future__ import annotations
-
 from functools import cache
 from typing import NamedTuple
 

@@ -1,66 +1,58 @@
 """Skeletons of the known data sets, by name."""
 
-from __future__ import annotations
+from itertools import pairwise
 
 from ..errors import PoseAugError
 from .skeleton import Skeleton
 
+_LEFT_LEG, _RIGHT_LEG = " left_hip left_knee left_ankle", " right_hip right_knee right_ankle"
+_LEFT_ARM = " left_shoulder left_elbow left_wrist"
+_RIGHT_ARM = " right_shoulder right_elbow right_wrist"
 
-def _skeleton(name: str, joints: str, chains: tuple[str, ...], **parts: str) -> Skeleton:
-    """A skeleton from its joints in order, chains from a parent outwards, and its parts.
 
-    A part whose joints have no side stands for a left and a right one.
+def _skeleton(name: str, joints: str, torso: tuple[str, ...], arm: str, leg: str) -> Skeleton:
+    """A skeleton from its joints in order and chains of them, each from a parent outwards.
+
+    The torso has several; that of arm or leg begins with the torso's joint, stands for a left and a
+    right limb, and leaves their side out.
     """
     order = joints.split()
-    parent_of: dict[str, str] = {}
-    for chain in map(str.split, chains):
-        parent_of.update(zip(chain[1:], chain, strict=False))
-    named: dict[str, list[str]] = {}
-    for part, members in parts.items():
-        sides = ("",) if part == "torso" else ("left_", "right_")
-        named |= {side + part: [side + joint for joint in members.split()] for side in sides}
-    return Skeleton(name, {joint: parent_of.get(joint) for joint in order}, named)
+    chains = [chain.split() for chain in torso]
+    parts = {}
+    for part, chain in (("arm", arm.split()), ("leg", leg.split())):
+        for side in ("left_", "right_"):
+            limb = [side + joint for joint in chain[1:]]
+            chains.append([chain[0] if chain[0] in order else side + chain[0], *limb])
+            parts[side + part] = limb
+    parts["torso"] = list(dict.fromkeys(" ".join(torso).split()))
+    parents = {child: parent for chain in chains for parent, child in pairwise(chain)}
+    return Skeleton(name, {joint: parents.get(joint) for joint in order}, parts)
 
-
-_RIGHT_LEG = " right_hip right_knee right_ankle"
-_LEFT_LEG = " left_hip left_knee left_ankle"
-_RIGHT_ARM = " right_shoulder right_elbow right_wrist"
-_LEFT_ARM = " left_shoulder left_elbow left_wrist"
-_H36M = (
-    *("hip" + _RIGHT_LEG, "hip" + _LEFT_LEG, "hip spine thorax"),
-    *("thorax" + _LEFT_ARM, "thorax" + _RIGHT_ARM),
-)
 
 H36M_16 = _skeleton(
     "h36m_16",
     "hip" + _RIGHT_LEG + _LEFT_LEG + " spine thorax head" + _LEFT_ARM + _RIGHT_ARM,
-    (*_H36M, "thorax head"),
-    arm="shoulder elbow wrist",
-    leg="hip knee ankle",
-    torso="hip spine thorax head",
+    torso=("hip spine thorax head",),
+    arm="thorax shoulder elbow wrist",
+    leg="hip hip knee ankle",
 )
 """Human3.6M without the neck/nose: SemGCN's and PoseAug's 16 joints."""
 
 H36M_17 = _skeleton(
     "h36m_17",
     "hip" + _RIGHT_LEG + _LEFT_LEG + " spine thorax neck head" + _LEFT_ARM + _RIGHT_ARM,
-    (*_H36M, "thorax neck head"),
-    arm="shoulder elbow wrist",
-    leg="hip knee ankle",
-    torso="hip spine thorax neck head",
+    torso=("hip spine thorax neck head",),
+    arm="thorax shoulder elbow wrist",
+    leg="hip hip knee ankle",
 )
 """Human3.6M with neck/nose: VideoPose3D's 17 joints."""
 
 MPI_INF_3DHP_17 = _skeleton(
     "mpi_inf_3dhp_17",
     "head_top neck" + _RIGHT_ARM + _LEFT_ARM + _RIGHT_LEG + _LEFT_LEG + " pelvis spine head",
-    (
-        *("pelvis spine neck head head_top", "neck" + _RIGHT_ARM, "neck" + _LEFT_ARM),
-        *("pelvis" + _RIGHT_LEG, "pelvis" + _LEFT_LEG),
-    ),
-    arm="shoulder elbow wrist",
-    leg="hip knee ankle",
-    torso="pelvis spine neck head head_top",
+    torso=("pelvis spine neck head head_top",),
+    arm="neck shoulder elbow wrist",
+    leg="pelvis hip knee ankle",
 )
 """MPI-INF-3DHP's 17 test joints; the root (pelvis) is joint 14."""
 
@@ -69,15 +61,12 @@ COCO_17 = _skeleton(
     "nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_elbow "
     "right_elbow left_wrist right_wrist left_hip right_hip left_knee right_knee left_ankle "
     "right_ankle",
-    (
+    torso=(
         *("nose left_eye left_ear", "nose right_eye right_ear"),
-        *("nose" + _LEFT_ARM, "nose" + _RIGHT_ARM),
-        *("left_shoulder" + _LEFT_LEG, "right_shoulder" + _RIGHT_LEG),
+        *("nose left_shoulder left_hip", "nose right_shoulder right_hip"),
     ),
-    arm="elbow wrist",
-    leg="knee ankle",
-    torso="nose left_eye right_eye left_ear right_ear left_shoulder right_shoulder left_hip "
-    "right_hip",
+    arm="shoulder elbow wrist",
+    leg="hip knee ankle",
 )
 """COCO's 17 keypoints; it has no pelvis, so the nose is the root and each side hangs from it."""
 
@@ -86,15 +75,9 @@ SMPL_24 = _skeleton(
     "pelvis left_hip right_hip spine1 left_knee right_knee spine2 left_ankle right_ankle spine3 "
     "left_foot right_foot neck left_collar right_collar head left_shoulder right_shoulder "
     "left_elbow right_elbow left_wrist right_wrist left_hand right_hand",
-    (
-        *("pelvis" + _LEFT_LEG + " left_foot", "pelvis" + _RIGHT_LEG + " right_foot"),
-        *("pelvis spine1 spine2 spine3 neck head",),
-        *("spine3 left_collar" + _LEFT_ARM + " left_hand",),
-        *("spine3 right_collar" + _RIGHT_ARM + " right_hand",),
-    ),
-    arm="shoulder elbow wrist hand",
-    leg="hip knee ankle foot",
-    torso="pelvis spine1 spine2 spine3 neck head left_collar right_collar",
+    torso=("pelvis spine1 spine2 spine3 neck head", "spine3 left_collar", "spine3 right_collar"),
+    arm="collar shoulder elbow wrist hand",
+    leg="pelvis hip knee ankle foot",
 )
 """SMPL's 24 joints."""
 

@@ -1,7 +1,5 @@
 """Rotations and rigid motion. Column vectors: a rotated point is ``R @ x``; right-handed."""
 
-from __future__ import annotations
-
 import torch
 from einops import rearrange
 from torch import Tensor, nn

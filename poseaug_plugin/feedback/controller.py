@@ -1,7 +1,5 @@
 """Feedback of the estimator's error: it sets the strength of all spreads."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -14,10 +12,10 @@ from ..body.skeleton import Skeleton
 
 # Above this share of the mean pose's error an estimator learns nothing from augmented poses.
 _LIMIT = 0.95
-_MEMORY = 0.01  # of the running ratio: it forgets in some hundred updates
-_SPEED = 1 / 500  # of the strength, per update: slower than an estimator begins to learn
+_MEMORY = 0.08  # of the running ratio: it forgets in a dozen observations
+_SPEED = 1 / 64  # of the strength, per observation: slower than an estimator begins to learn
 _HIGHEST = 2.0  # ratio that is told from others: an outlier must not hold the strength down
-_ENOUGH = 512  # samples of either kind
+_ENOUGH = 128  # samples of either kind
 
 
 class ObservedErrors(NamedTuple):
@@ -34,7 +32,7 @@ def observed_errors(
 ) -> ObservedErrors | None:
     """Compare the estimator's answer (N, T, J, 3), metres, with the poses of an augmented batch.
 
-    Of a window T may be 1, its target frame. At most 512 samples of either kind are compared. None
+    Of a window T may be 1, its target frame. At most 128 samples of either kind are compared. None
     where there is no answer, or its shape does not fit.
     """
     if predicted is None:
@@ -79,9 +77,6 @@ class FeedbackController(nn.Module):
     returns when it is not. The running error starts at zero, so an estimator that has only begun
     keeps the full strength for a while. In the manner of StyleGAN2-ADA's controller (Karras et al.,
     NeurIPS 2020, section 3.1).
-
-    Args:
-        policy: Has the strength.
     """
 
     strength: Tensor

@@ -1,16 +1,9 @@
 """`PredictionObserver`: reads the user's own forward pass on the augmented batch."""
 
-from __future__ import annotations
-
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-class _Part(NamedTuple):
-    rows: range  # of the augmented batch
-    prediction: Tensor
 
 
 class PredictionObserver:
@@ -29,7 +22,7 @@ class PredictionObserver:
         self._awaited = inputs_2d
         self._certain: Tensor | None = None
         self._likely: Tensor | None = None
-        self._parts: list[_Part] = []
+        self._parts: dict[range, Tensor] = {}  # predictions by rows of the batch
 
     def take(self, prediction: Tensor) -> None:
         """The user says what the prediction is."""
@@ -40,11 +33,11 @@ class PredictionObserver:
         """The estimator's answer to the whole batch; None if that was not seen."""
         if self._certain is not None or not self._parts or self._awaited is None:
             return self._likely if self._certain is None else self._certain
-        parts = sorted(self._parts, key=lambda part: part.rows.start)
-        is_whole = sum(len(part.rows) for part in parts) >= self._awaited.shape[0]
-        if not is_whole or len({part.prediction.shape[1:] for part in parts}) > 1:
+        parts = [self._parts[rows] for rows in sorted(self._parts, key=lambda rows: rows.start)]
+        is_whole = sum(map(len, self._parts)) >= self._awaited.shape[0]
+        if not is_whole or len({part.shape[1:] for part in parts}) > 1:
             return None
-        return torch.cat([part.prediction for part in parts])
+        return torch.cat(parts)
 
     def on_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
         """Forward hook: look whether this was the awaited pass, or a part of it."""
@@ -60,8 +53,8 @@ class PredictionObserver:
             rows = _rows_seen(own, self._awaited)
             if len(rows) == self._awaited.shape[0]:
                 self._certain = prediction
-            elif not any(set(rows) & set(part.rows) for part in self._parts):
-                self._parts.append(_Part(rows, prediction))
+            elif not any(set(rows) & set(other) for other in self._parts):
+                self._parts[rows] = prediction
         elif any(x.numel() == self._awaited.numel() for x in given):
             self._likely = prediction
 

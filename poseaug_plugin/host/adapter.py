@@ -1,7 +1,5 @@
 """Between a host's batch and the canonical form inside (`body.poses`)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple, Protocol, get_args
@@ -97,27 +95,21 @@ class PoseAdapter:
                     f"{name} must be (batch, frames, {num_joints}, {channels}) or "
                     f"(batch, {num_joints}, {channels}), got {tuple(tensor.shape)}"
                 )
-        shapes = tuple(inputs_2d.shape), tuple(inputs_3d.shape)
-        is_one_of_many = inputs_2d.dim() == inputs_3d.dim() == 4 and shapes[1][1] == 1
-        same_frames = shapes[0][1:-1] == shapes[1][1:-1] or is_one_of_many
-        if shapes[0][0] != shapes[1][0] or not same_frames:
-            one_has_frames = len(shapes[0]) != len(shapes[1])
+        seen, known = tuple(inputs_2d.shape), tuple(inputs_3d.shape)
+        both = "inputs_2d and inputs_3d must"
+        is_one_of_many = len(seen) == len(known) == 4 and known[1] == 1
+        if seen[0] != known[0] or not (seen[1:-1] == known[1:-1] or is_one_of_many):
+            one_has_frames = len(seen) != len(known)
             remedy = " (give both an axis of frames, or neither)" if one_has_frames else ""
+            return f"{both} have the same batch and frames, got {seen} and {known}{remedy}"
+        if inputs_2d.device != inputs_3d.device:
+            return f"{both} be on one device, got {inputs_2d.device} and {inputs_3d.device}"
+        if is_one_of_many and seen[1] > 1 and self.root == "zeroed":
             return (
-                f"inputs_2d and inputs_3d must have the same batch and frames, got {shapes[0]} and "
-                f"{shapes[1]}{remedy}"
+                f"inputs_3d must have all {seen[1]} frames of inputs_2d for root='zeroed', since "
+                "the root is solved from both, got 1"
             )
-        devices = inputs_2d.device, inputs_3d.device
-        if devices[0] != devices[1]:
-            return (
-                f"inputs_2d and inputs_3d must be on one device, got {devices[0]} and {devices[1]}"
-            )
-        if is_one_of_many and shapes[0][1] > 1 and self.root == "zeroed":
-            return (
-                f"inputs_3d must have all {shapes[0][1]} frames of inputs_2d for root='zeroed', "
-                "since the root is solved from both, got 1"
-            )
-        return camera_problem(camera, shapes[1][0])
+        return camera_problem(camera, known[0])
 
     def decode(
         self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, skeleton: Skeleton
@@ -205,56 +197,40 @@ class HostBatch(NamedTuple):
 
 
 def mix_samples(
-    original: Tensor,
-    augmented: Tensor,
-    replaced: Tensor,
-    sources: Tensor,
-    accepted: Tensor,
-    appends: bool,
+    original: Tensor, augmented: Tensor, sources: Tensor, accepted: Tensor, appends: bool
 ) -> Tensor:
     """The batch with augmented samples where they are accepted; everything else bit for bit.
 
-    Of a batch (B, ...) the samples at ``sources`` (k,) are ``replaced`` (k, ...) by ``augmented``
-    ones, where ``accepted`` (k,) says so; or these are put behind the batch.
+    Of a batch (B, ...) the samples at ``sources`` (k,) are replaced by ``augmented`` ones (k, ...),
+    where ``accepted`` (k,) says so; or these are put behind the batch.
     """
     original = original.detach()
     keep = accepted.reshape(-1, *[1] * (augmented.dim() - 1))
-    samples = torch.where(keep, augmented, replaced)
+    samples = torch.where(keep, augmented, original.index_select(0, sources))
     if appends:
         return torch.cat([original, samples])
     return original.index_copy(0, sources, samples).contiguous()
 
 
-def mix_poses(given: HostPoses, augmented: HostPoses, replaced: HostPoses, *how: Any) -> HostPoses:
-    """`mix_samples` of 2D and of 3D."""
-    tensors = zip(given, augmented, replaced, strict=True)
-    return HostPoses(*(mix_samples(*t, *how) for t in tensors))
-
-
 def mix_cameras(
-    camera: Any,
-    augmented: Tensor,
-    sources: Tensor,
-    accepted: Tensor,
-    appends: bool,
-    batch_size: int,
+    camera: Any, augmented: Tensor, sources: Tensor, accepted: Tensor, appends: bool
 ) -> Any:
     """The cameras (N, 9) of a batch of `mix_samples`, of the type and device that came in.
 
-    ``camera`` is (B, 9) or (9,) intrinsics, tensor or array; or several things, of which the first
-    is that and the others have a row per sample. None stays None.
+    ``camera`` is of `one_each`: (B, 9) intrinsics, tensor or array; or several things, of which the
+    first is that and the others have a row per sample. None stays None.
     """
     if camera is None:
         return None
     if isinstance(camera, (tuple, list)):
-        changed = mix_cameras(camera[0], augmented, sources, accepted, appends, batch_size)
-        others = [_again(values, batch_size) if appends else values for values in camera[1:]]
-        return _like(camera, [changed, *others])
-    camera = one_each(camera, batch_size)
+        intrinsics, *others = camera
+        if appends:
+            others = [_again(values, len(sources)) for values in others]
+        mixed = mix_cameras(intrinsics, augmented, sources, accepted, appends)
+        return _like(camera, [mixed, *others])
     own = camera if isinstance(camera, Tensor) else torch.from_numpy(camera.copy())
     sources, accepted = sources.to(own.device), accepted.to(own.device)
-    replaced = own.detach()[sources]
-    cameras = mix_samples(own, augmented.to(own), replaced, sources, accepted, appends)
+    cameras = mix_samples(own, augmented.to(own), sources, accepted, appends)
     return cameras if isinstance(camera, Tensor) else np.asarray(cameras)
 
 

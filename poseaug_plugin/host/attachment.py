@@ -1,7 +1,6 @@
 """Callbacks on somebody else's module and optimizer that leave no trace, and reminders."""
 
-from __future__ import annotations
-
+import threading
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -48,31 +47,39 @@ class InertCallback(Generic[Owner]):
 
 
 # Callbacks are registered once and for good: taken away while another thread steps, or by the
-# garbage collector in the middle of a step, they would break that step.
-_watchers: weakref.WeakKeyDictionary[Any, Callable[..., None]] = weakref.WeakKeyDictionary()
+# garbage collector in the middle of a step, they would break that step. Their tuple is replaced,
+# never changed, for the same reason.
+_watchers: tuple[tuple[weakref.ref[Any], Callable[..., None]], ...] = ()
+_registering = threading.RLock()
 _is_registered = False
 
 
 # Not compiled, like an `InertCallback`.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _tell_watchers(optimizer: Optimizer, *_: Any) -> None:
-    for watcher, method in list(_watchers.items()):
-        method(watcher, optimizer)
+    for watcher, method in _watchers:
+        owner = watcher()
+        if owner is not None:
+            method(owner, optimizer)
 
 
 def watch_optimizers(owner: Owner, method: Callable[[Owner, Optimizer], None]) -> None:
     """Call ``method(owner, optimizer)`` before and after every optimizer step, while it lives."""
-    global _is_registered
-    _watchers[owner] = method
-    if not _is_registered:
-        _is_registered = True
-        register_optimizer_step_pre_hook(_tell_watchers)
-        register_optimizer_step_post_hook(_tell_watchers)
+    global _watchers, _is_registered
+    with _registering:
+        living = (watcher for watcher in _watchers if watcher[0]() is not None)
+        _watchers = (*living, (weakref.ref(owner), method))
+        if not _is_registered:
+            _is_registered = True
+            register_optimizer_step_pre_hook(_tell_watchers)
+            register_optimizer_step_post_hook(_tell_watchers)
 
 
 def unwatch_optimizers(owner: object) -> None:
     """Call nobody for this owner any more."""
-    _watchers.pop(owner, None)
+    global _watchers
+    with _registering:
+        _watchers = tuple(watcher for watcher in _watchers if watcher[0]() is not owner)
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -1,14 +1,12 @@
 """Checks of a host's batch: which skeleton it is, and whether it is what the hook takes it for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..augment.transforms import middle_frame
+from ..augment.transforms import matching_frames, middle_frame
 from ..body.bones import average_bone_lengths, bone_lengths, joints_to_bones, per_bone
 from ..body.camera import project_points
 from ..body.poses import canonical_batch
@@ -17,13 +15,7 @@ from ..body.skeleton import Skeleton
 from ..errors import PoseAugError
 from .adapter import Adapter
 
-_ASYMMETRIC = 0.12
-# People differ in a bone's length by less; joints that no bone connects, by more.
-_VARIABLE = 0.35
-_TO_AND_FRO = 1.2  # Human3.6M's own joints come to 1.1
-_MIRRORED = 0.2
-_BENT = 0.05  # a knee this share of the leg's length off the straight line shows where it bends
-_TOUCHING = 0.01  # normalised units: nearer 2D and projected 3D need no word about the camera
+_ASYMMETRIC = 0.12  # difference of left and right bones that speaks against a joint order
 
 
 class BatchReport(NamedTuple):
@@ -81,9 +73,6 @@ def infer_skeleton(
         )
     if len(presets) == 1:
         return presets[0]
-    problem = adapter.check(inputs_2d, inputs_3d, camera, count)
-    if problem:
-        raise PoseAugError(f"PoseAugHook.{call}: {problem}.")
     found = []
     for skeleton in presets:
         batch = canonical_batch(adapter.decode(inputs_2d, inputs_3d, camera, skeleton))
@@ -114,9 +103,8 @@ def check_batch(
     batch = canonical_batch(adapter.decode(inputs_2d, inputs_3d, camera, skeleton))
     usable = batch.usable
     joints, keypoints = batch.joints[usable], batch.keypoints[usable]
-    if joints.shape[1] < keypoints.shape[1]:
-        target = target_frame(keypoints.shape[1])
-        keypoints = keypoints[:, target : target + 1]
+    target = target_frame(keypoints.shape[1])
+    keypoints = matching_frames(keypoints, joints.shape[1], target)
     if not usable.any():
         problem = (
             "no sample is finite and in front of the camera: 3D must be in camera space, z "
@@ -166,7 +154,7 @@ def _problems(report: BatchReport, skeleton: Skeleton) -> Iterator[str]:
             f"{disorder}: is the joint order that of {skeleton.name!r} "
             f"({', '.join(skeleton.joints)})?"
         )
-    elif report.knees_forward_share < _MIRRORED:
+    elif report.knees_forward_share < 0.2:
         yield (
             f"only {report.knees_forward_share:.0%} of the bent knees bend forward: left and right "
             "joints are swapped, or 3D poses mirrored without swapping them"
@@ -177,7 +165,7 @@ def _problems(report: BatchReport, skeleton: Skeleton) -> Iterator[str]:
             f"only {report.in_frame_share:.0%} of the keypoints lie in [-1, 1]: are they pixels? "
             "Normalise them with normalize_screen_coordinates(pixels, width, height)"
         )
-    elif report.camera_is_assumed and error > _TOUCHING:
+    elif report.camera_is_assumed and error > 0.01:  # nearer ones need no word about the camera
         yield (
             f"no camera was given, so a focal length of {report.focal_length:.2f} is assumed, but "
             f"2D and 3D fit {report.fitting_focal_length:.2f} (3D projects {error:.3f} away from "
@@ -195,12 +183,12 @@ def _disorder(report: BatchReport) -> str:
     """What speaks against the joint order, in words; empty where nothing does."""
     if report.asymmetry > _ASYMMETRIC:
         return f"left and right bones differ by {report.asymmetry:.0%}"
-    if report.length_variation > _VARIABLE:
+    # People differ in a bone's length by less; joints that no bone connects, by more.
+    if report.length_variation > 0.35:
         return f"a bone's length varies by {report.length_variation:.0%} over the batch"
-    if report.detour > _TO_AND_FRO:
-        return (
-            f"bones are {report.detour:.2f} times as long as the shortest tree through the joints"
-        )
+    if report.detour > 1.2:  # Human3.6M's own joints come to 1.1
+        ratio = f"{report.detour:.2f} times as long as"
+        return f"bones are {ratio} the shortest tree through the joints"
     return ""
 
 
@@ -239,10 +227,8 @@ def detour(joints: Tensor, skeleton: Skeleton) -> float:
     shoulders for hips, or a spine for a thorax, runs to and fro.
     """
     distances = torch.cdist(joints, joints).flatten(0, 1).median(0).values.tolist()
-    own = sum(
-        distances[child][parent]
-        for child, parent in zip(skeleton.bone_children, skeleton.bone_parents, strict=True)
-    )
+    bones = zip(skeleton.bone_children, skeleton.bone_parents, strict=True)
+    own = sum(distances[child][parent] for child, parent in bones)
     # Prim's algorithm; J is two dozen.
     nearest = dict(enumerate(distances[skeleton.root]))
     del nearest[skeleton.root]
@@ -264,15 +250,13 @@ def knees_forward_share(joints: Tensor, skeleton: Skeleton) -> float:
     legs = [parts.get(f"{side}_leg", ()) for side in ("left", "right")]
     if any(len(leg) < 3 for leg in legs):
         return torch.nan
-    thighs = [joints[..., leg[0], :] for leg in legs]
+    left, right = (joints[..., leg[0], :] for leg in legs)
     above = [j for j in range(skeleton.num_joints) if j not in (*legs[0], *legs[1])]
-    up = joints[..., above, :].mean(-2) - (thighs[0] + thighs[1]) / 2
-    front = torch.linalg.cross(thighs[0] - thighs[1], up)
-    front = front / front.norm(dim=-1, keepdim=True).clamp(min=1e-9)
+    front = torch.linalg.cross(left - right, joints[..., above, :].mean(-2) - (left + right) / 2)
     forward = []
     for hip, knee, ankle in (leg[:3] for leg in legs):
         bend = joints[..., knee, :] - (joints[..., hip, :] + joints[..., ankle, :]) / 2
         length = (joints[..., hip, :] - joints[..., ankle, :]).norm(dim=-1)
-        bent = bend.norm(dim=-1) > _BENT * length
+        bent = bend.norm(dim=-1) > 0.05 * length  # nearer to straight it does not tell
         forward.append((bend * front).sum(-1)[bent] > 0)
     return torch.cat(forward).float().mean().item()

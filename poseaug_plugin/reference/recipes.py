@@ -1,7 +1,5 @@
 """`Paper` and `Released`: PoseAug by its paper's formulas, and by its code's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -139,6 +137,7 @@ class Paper:
             KeypointCritic(skeleton, width=100),
         )
         critics[0].weight, critics[1].weight = self.weight_3d, self.weight_2d
+        critics[0].interval = critics[1].interval = 2
         ask = IsolatedEstimator(surroundings, error=formulas.error, mode=formulas.mode)
         feedback = EstimatorFeedback(
             ask, self._cases(), formulas.feedback, warmup=self.warmup, project=project_clamped
@@ -160,6 +159,7 @@ class Paper:
             policy,
             critics,
             (*adversarial, feedback, formulas.range(skeleton)),
+            interval=1,
             learn_from=None,
             pool_capacity=self.pool_capacity,
             project=project_clamped,

@@ -1,7 +1,5 @@
 """`RegressorPolicy`: PoseAug's augmentor as its code and paper have it."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -10,7 +8,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..adversary.critics import GroupedLinear
-from ..augment.policy import OPERATIONS, Operation, Policy, check_operations
+from ..augment.policy import Operation, Policy, check_operations
 from ..augment.transforms import AugmentationParameters, identity_parameters, middle_frame
 from ..body.bones import bone_lengths, joints_to_bones, per_bone, root_relative
 from ..body.presets import find_skeleton
@@ -109,7 +107,7 @@ class RegressorPolicy(Policy):
     ) -> None:
         super().__init__()
         self.skeleton = find_skeleton(skeleton)
-        self.operations = OPERATIONS if operations is None else check_operations(operations)
+        self.operations = check_operations(operations)
         branches = 1 if shared_extractor else 4
         self.network = RegressorNetwork(self.skeleton, branches, width)
         self.noise_size = self.network.noise_size

@@ -1,8 +1,6 @@
 """The content of a checkpoint, and the checks before anything of it is loaded."""
 
-from __future__ import annotations
-
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,29 +9,21 @@ from ..body.skeleton import Skeleton
 from ..errors import PoseAugError
 
 _VERSION = 1
-_PARTS = {"num_updates", "modules", "generator"}
-_FILL = "_pool._extra_state"
+# What cannot be negative, and the highest value of what is bounded.
 _COUNTS = ("_optimizer.second_moment", "_optimizer.steps", "monitor.seen", "monitor.counts")
-
-
-class Checkpoint(NamedTuple):
-    """A training as it was saved."""
-
-    skeleton: Skeleton
-    training: dict[str, Any]  # of a `Trainer`
+_FILL, _STRENGTH = "_pool._extra_state", "controller.strength"
 
 
 def as_state(skeleton: Skeleton | None, training: dict[str, Any] | None) -> dict[str, Any]:
-    """Tensors and plain values; both None where nothing was trained yet."""
+    """A skeleton and the state of its `Trainer`, both None where nothing was trained yet."""
     data = None if skeleton is None else skeleton.as_data()
     return {"version": _VERSION, "skeleton": data, "training": training}
 
 
-def from_state(state: object, known: Skeleton | None) -> Checkpoint | None:
+def from_state(state: object, known: Skeleton | None) -> tuple[Skeleton, dict[str, Any]] | None:
     """Inverse of `as_state`; None where nothing was trained.
 
-    Raises `PoseAugError` for something else, another version, or another skeleton than the one
-    that is known already.
+    Raises `PoseAugError` for something else, another version, or another skeleton than ``known``.
     """
     expected = {"version", "skeleton", "training"}
     if not isinstance(state, dict) or set(state) != expected:
@@ -51,59 +41,57 @@ def from_state(state: object, known: Skeleton | None) -> Checkpoint | None:
         raise PoseAugError(f"the skeleton in it cannot be read ({problem}).") from problem
     if not fits:
         raise PoseAugError(f"saved for {skeleton}, this hook has {known}.")
-    if not isinstance(training, dict) or set(training) != _PARTS:
-        raise PoseAugError(f"training state must have the keys {sorted(_PARTS)}.")
+    parts = {"num_updates", "modules", "generator"}
+    if not isinstance(training, dict) or set(training) != parts:
+        raise PoseAugError(f"training state must have the keys {sorted(parts)}.")
     count = training["num_updates"]
     if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 2**53:
         raise PoseAugError(f"num_updates must be a count, got {count!r}.")
     if not _is_random_state(training["generator"]):
         raise PoseAugError("generator must be the state of a torch.Generator.")
-    return Checkpoint(skeleton, training)
+    return skeleton, training
 
 
-def problems_with(given: object, modules: nn.Module) -> list[str]:
-    """Reasons why a state of the modules cannot be loaded; empty where there are none."""
+def check_modules(given: object, modules: nn.Module) -> None:
+    """Refuse what cannot be loaded into the modules; `PoseAugError` says why."""
     if not isinstance(given, dict):
-        return [f"the networks must be a dictionary, got {type(given).__name__}"]
+        raise PoseAugError(f"the networks must be a dictionary, got {type(given).__name__}.")
     own = modules.state_dict()
     missing, surplus = sorted(set(own) - set(given)), sorted(map(str, set(given) - set(own)))
     if missing or surplus:
-        return [
+        raise PoseAugError(
             f"networks differ (missing: {', '.join(missing[:3]) or '-'}; not known here: "
             f"{', '.join(surplus[:3]) or '-'}): was it saved with another preset or options?"
-        ]
-    problems = []
-    for name, value in own.items():
-        problem = _problem_with(given[name], value, name)
-        if not problem and name.endswith(_FILL):
-            capacity = len(own[f"{name.removesuffix(_FILL)}_pool.items"])
-            if not 0 <= given[name] <= capacity:
-                problem = f"be from 0 to {capacity}, got {given[name]}"
-        if problem:
-            problems.append(f"{name} must {problem}")
-    return problems
+        )
+    problems = {name: _problem_with(given[name], value, name) for name, value in own.items()}
+    for name in (name for name in own if name.endswith(_FILL) and not problems[name]):
+        capacity = len(own[f"{name.removesuffix(_FILL)}_pool.items"])
+        if not 0 <= given[name] <= capacity:
+            problems[name] = f"be from 0 to {capacity}, got {given[name]}"
+    found = [f"{name} must {problem}" for name, problem in problems.items() if problem]
+    if found:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        raise PoseAugError(f"{'; '.join(found[:3])}{more}.")
 
 
 def _problem_with(given: object, own: object, name: str) -> str:
     """What a value must be and is not, in words; an empty string where it fits."""
+    kind = type(given).__name__
     if not isinstance(own, Tensor):  # the fill of a pool
-        fits = type(given) is type(own)
-        return "" if fits else f"be a {type(own).__name__}, got {type(given).__name__}"
+        return "" if type(given) is type(own) else f"be a {type(own).__name__}, got {kind}"
+    wanted = f"be a tensor of shape {tuple(own.shape)}"
     if not isinstance(given, Tensor):
-        return f"be a tensor of shape {tuple(own.shape)}, got {type(given).__name__}"
+        return f"{wanted}, got {kind}"
     if not _is_dense(given):
         return f"be a dense tensor with values, got {given.layout} on {given.device}"
     if given.shape != own.shape or given.dtype != own.dtype:
-        return (
-            f"be a tensor of shape {tuple(own.shape)} and {own.dtype}, got {tuple(given.shape)} "
-            f"and {given.dtype}"
-        )
+        return f"{wanted} and {own.dtype}, got {tuple(given.shape)} and {given.dtype}"
     # A policy of one's own may have infinite buffers.
     if given.is_floating_point() and not bool((given.isfinite() | ~own.isfinite()).all()):
         return "be finite, got NaN or Inf"
-    if name.endswith(_COUNTS) and bool((given < 0).any()):
+    if name.endswith((*_COUNTS, _STRENGTH)) and bool((given < 0).any()):
         return "not be negative"
-    return ""
+    return "be 1 at most" if name.endswith(_STRENGTH) and bool(given > 1) else ""
 
 
 def _is_dense(value: Tensor) -> bool:

@@ -1,7 +1,5 @@
 """`Monitor`: what happens inside the hook, kept on the device until somebody reads it."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -81,8 +79,12 @@ class Monitor(nn.Module):
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64))
         self._warned: set[str] = set()
 
+    def count(self, unusable: Tensor) -> None:
+        """Add up the unusable samples (N,) bool of a batch."""
+        self.counts[0] += unusable.sum()
+
     @torch.no_grad()
-    def record(self, unusable: Tensor, skipped: Tensor, **values: Tensor) -> None:
+    def record(self, skipped: Tensor, **values: Tensor) -> None:
         """Take 0-d tensors by name; what is not finite is left out."""
         missing = torch.full((), math.nan, device=self.means.device)
         latest = torch.stack([values.get(n, missing).to(self.means.dtype) for n in self.names])
@@ -91,7 +93,7 @@ class Monitor(nn.Module):
         # A plain mean at first, an exponential one later.
         rate = torch.where(known, (1 / self.seen.clamp(min=1)).clamp(min=_FORGET), 0.0)
         self.means += rate * (torch.where(known, latest, 0.0) - self.means)
-        self.counts += torch.stack([unusable, skipped]).to(torch.int64)
+        self.counts[1] += skipped.to(torch.int64)
 
     def read(self, updates: int) -> Diagnostics:
         """Bring the values to the host, and warn, once each, of what they say."""

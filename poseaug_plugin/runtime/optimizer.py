@@ -1,7 +1,5 @@
 """Optimizing the hook's own networks: never the user's, never with a NaN, never with a sync."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
@@ -23,7 +21,7 @@ class GuardedAdam(nn.Module):
     steps: Tensor  # (parameters,)
 
     def __init__(
-        self, network: nn.Module, learning_rate: float = 1e-4, max_gradient_norm: float = 1.0
+        self, network: nn.Module, learning_rate: float = 3e-4, max_gradient_norm: float = 1.0
     ) -> None:
         super().__init__()
         self.network_parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]

@@ -1,6 +1,4 @@
-"""`Recorder`: the hook's own work, compiled where that is asked for, replayed on a GPU."""
-
-from __future__ import annotations
+"""`Recorder`: the hook's own work, replayed on a GPU."""
 
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
@@ -27,36 +25,21 @@ class Recorder:
     """Records work in CUDA graphs and replays it; on a CPU it just does it.
 
     Launching kernels one by one takes several times as long as they do, so a GPU gets all kernels
-    of a piece of work at once. Compiled, they become fewer. ``generator`` is the random stream, on
-    the device of the work.
+    of a piece of work at once. ``generator`` is the random stream, on the device of the work.
     """
 
-    def __init__(self, generator: torch.Generator, *, records: bool, compiles: bool) -> None:
+    def __init__(self, generator: torch.Generator, *, records: bool) -> None:
         self.generator = generator
         # An old torch records no random streams but its own.
         can_record = hasattr(torch.cuda.CUDAGraph, "register_generator_state")
         self.records = records and can_record and generator.device.type == "cuda"
-        self.compiles = compiles
         self._stream: torch.cuda.Stream | None = None
-        self._compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
         self.forget()
 
     def forget(self) -> None:
         """Drop all recordings, because memory that they work on is no longer the one in use."""
         self._calls: dict[Hashable, int] = {}
         self._recordings: dict[Hashable, _Recording] = {}
-
-    def compiled(self, function: Callable[..., Result]) -> Callable[..., Result]:
-        """The function, compiled where that is asked for: arithmetic that draws nothing.
-
-        No bound method: kept, it would keep its object, and so the hook, alive. Numbers and flags
-        of objects among its arguments must not change.
-        """
-        if not self.compiles:
-            return function
-        if function not in self._compiled:
-            self._compiled[function] = torch.compile(function, dynamic=False)
-        return self._compiled[function]
 
     def call(self, method: Callable[..., Result], *arguments: Any) -> Result:
         """``method(*arguments)``, recorded and replayed: work that stays on the device.

@@ -44,7 +44,7 @@ class Given(Policy):
 
 def augmenter(policy: Policy | None = None, seed: int = 0, **options: Any) -> Augmenter:
     policy = RandomPolicy(H36M_16, spread=Spread(focal_length=0.3)) if policy is None else policy
-    recorder = Recorder(generator(seed), records=False, compiles=False)
+    recorder = Recorder(generator(seed), records=False)
     usual: dict[str, Any] = {"share": 0.75, "appends": False}
     return Augmenter(policy, H36M_16, recorder, **{**usual, **options})
 
@@ -109,7 +109,7 @@ def test_evenly_spaced_samples_are_spread_over_all(available: int, wanted: int |
 def test_poses_are_the_policys_and_seen_by_their_cameras(frames: int, keeps_cameras: bool) -> None:
     own = augmenter(learn_from=None)
     given = poses(frames=frames)
-    batch = own.augment(given, keeps_cameras)
+    batch = own.augment(given, keeps_cameras, "inputs")
     originals, noise, judged, _ = batch.inputs
     for field, whole in zip(originals[:3], given[:3], strict=True):
         assert torch.equal(field, whole[batch.sources])
@@ -135,7 +135,7 @@ def test_an_update_makes_the_same_poses_again(learn_from: int | None) -> None:
     spread = Spread(keep_view=1.0)
     policy = AugmentationPolicy(H36M_16, spread=spread)
     own = augmenter(policy, learn_from=learn_from)
-    batch = own.augment(poses())
+    batch = own.augment(poses(), True, "inputs")
     made = own.generate(batch.inputs)
     rows = torch.arange(12) if learn_from is None else torch.arange(5) * 12 // 5
     agree(made.poses.moved.detach(), batch.joints[rows], 1e-6)
@@ -145,13 +145,15 @@ def test_an_update_makes_the_same_poses_again(learn_from: int | None) -> None:
     assert not any(x.requires_grad for x in tensors)
 
 
-def test_what_was_generated_is_kept_where_it_is_asked_for() -> None:
-    batches = [augmenter(learn_from=5).augment(poses(), True, keeps) for keeps in (False, True)]
-    without, kept = batches
-    assert without.generated is None
+def test_an_update_finds_what_it_asked_for() -> None:
+    nothing, inputs, kept = (
+        augmenter(learn_from=5).augment(poses(), True, keeps)
+        for keeps in ("nothing", "inputs", "generated")
+    )
+    assert nothing.inputs is nothing.generated is inputs.generated is kept.inputs is None
     assert isinstance(kept.generated, GeneratedPoses)
-    assert differences(without.inputs, kept.inputs) == []
-    made = augmenter(learn_from=5).generate(kept.inputs)
+    assert differences(inputs.inputs, kept.generated.inputs) == []
+    made = augmenter(learn_from=5).generate(inputs.inputs)
     rows = torch.arange(5) * 12 // 5
     assert torch.equal(kept.generated.poses.moved, kept.joints[rows])
     assert torch.equal(kept.generated.poses.bent, made.poses.bent)
@@ -163,7 +165,7 @@ def test_another_projection_is_used_for_all() -> None:
 
     plain = augmenter().augment(poses())
     own = augmenter(project=squashed)
-    batch = own.augment(poses())
+    batch = own.augment(poses(), True, "inputs")
     assert torch.equal(batch.keypoints, 0.5 * plain.keypoints)
     assert torch.equal(own.generate(batch.inputs).keypoints, batch.keypoints)
 
@@ -172,7 +174,7 @@ def test_batch_statistics_do_not_move_while_a_batch_is_augmented() -> None:
     policy = RegressorPolicy(H36M_16, width=8)
     own = augmenter(policy.train())
     before = {name: buffer.clone() for name, buffer in policy.named_buffers()}
-    batch = own.augment(poses())
+    batch = own.augment(poses(), True, "inputs")
     assert differences(before, dict(policy.named_buffers())) == []
     own.generate(batch.inputs)
     assert differences(before, dict(policy.named_buffers())) != []
@@ -295,14 +297,13 @@ def test_without_a_stock_the_middle_frame_is_lifted() -> None:
 
 
 def readings_of(own: Augmenter, given: CanonicalPoses) -> tuple[dict[str, Tensor], AugmentedBatch]:
-    batch = own.augment(given, True, True)
+    batch = own.augment(given, True, "generated")
     assert batch.generated is not None
     return own.readings(batch, batch.generated), batch
 
 
 def test_readings_of_poses_that_stay_what_they_are() -> None:
     readings, batch = readings_of(augmenter(Given(), appends=True), poses())
-    assert readings["unusable"] == 0
     assert readings["kept_share"] == batch.accepted.float().mean()
     assert readings["angle_change"].abs() < 1e-6
     assert readings["length_change"] == 0
@@ -315,8 +316,8 @@ def test_readings_are_of_usable_samples() -> None:
     joints[::4] = torch.inf
     policy = Given(bone_length_ratio=lambda ratio: ratio + 0.1)
     own = augmenter(policy, appends=True, frame_check=lambda points, *_: points[..., 0] < torch.inf)
-    readings, _ = readings_of(own, given._replace(joints=joints))
-    assert readings["unusable"] == 4
+    readings, batch = readings_of(own, given._replace(joints=joints))
+    assert (~batch.batch.usable).sum() == 4
     assert readings["kept_share"] == 1.0
     assert readings["length_change"].item() == pytest.approx(0.1)
     assert all(value.isfinite() for value in readings.values())

@@ -16,7 +16,6 @@ import pytest
 import torch
 from loops import (
     OPTIMIZERS,
-    SmallDefault,
     absolute_batch,
     adam,
     augmented,
@@ -72,7 +71,7 @@ def test_strength_stays_exactly_one_while_the_estimator_does_better(ratio: float
 @pytest.mark.parametrize("ratio", [1.0, 1.3, 50.0])
 def test_strength_falls_to_zero_and_no_further_while_it_does_not(ratio: float) -> None:
     strengths = move(new_controller(), ratio, 1500)
-    assert strengths[30] == 1  # one that has only begun keeps the full strength for a while
+    assert strengths[5] == 1  # one that has only begun keeps the full strength for a while
     assert all(later <= earlier for earlier, later in pairwise(strengths))
     assert any(0 < strength < 1 for strength in strengths)
     assert strengths[-1] == 0
@@ -121,7 +120,7 @@ def test_what_was_not_observed_changes_nothing(
 def test_strength_is_the_policys_own() -> None:
     policy = AugmentationPolicy("h36m_16")
     controller = FeedbackController(policy)
-    move(controller, 2.0, 200)
+    move(controller, 2.0, 40)
     assert 0 < controller.strength < 1
     assert policy.strength.data_ptr() == controller.strength.data_ptr()
     other = AugmentationPolicy("h36m_16")
@@ -215,9 +214,8 @@ def far_off(outputs: HostPoses) -> Tensor:
 
 
 def observing_hook(**options: Any) -> PoseAugHook:
-    """A hook whose policy seldom learns, for long trainings."""
-    preset = SmallDefault(policy_interval=10**6)
-    return make_hook(make_lifter(), critic_weight=0, preset=preset, **options)
+    """A hook without critics, for long trainings."""
+    return make_hook(make_lifter(), critic_weight=0, **options)
 
 
 def observe(hook: PoseAugHook, answer: Answer, times: int, batch: Any = None) -> list[float]:
@@ -238,13 +236,13 @@ def controller_state(hook: PoseAugHook) -> dict[str, Tensor]:
 def test_strength_of_a_hook_stays_falls_and_returns() -> None:
     hook = observing_hook()
     assert set(observe(hook, truth, 20)) == {1.0}
-    falling = observe(hook, far_off, 100)
+    falling = observe(hook, far_off, 40)
     assert falling[0] == 1
-    assert 0.8 < falling[-1] < 1
+    assert 0 < falling[-1] < 0.8
     assert all(later <= earlier for earlier, later in pairwise(falling))
-    assert 0.8 < hook.diagnostics().strength < 1
+    assert 0 < hook.diagnostics().strength < 1
     assert hook.diagnostics().mean_pose_ratio > 1
-    returning = observe(hook, truth, 120)
+    returning = observe(hook, truth, 100)
     assert returning[-1] == 1
 
 
@@ -280,7 +278,7 @@ NOTHING_OBSERVED: dict[str, Answer] = {
 def test_nothing_observed_changes_nothing(kind: str) -> None:
     spread = OUT_OF_SIGHT if kind == "no accepted poses" else Spread()
     hook = observing_hook(spread=spread)
-    observe(hook, far_off, 80 if kind != "no accepted poses" else 1)
+    observe(hook, far_off, 20 if kind != "no accepted poses" else 1)
     assert (hook.policy.strength < 1) == (kind != "no accepted poses")
     before, found = controller_state(hook), hook.diagnostics()
     observe(hook, NOTHING_OBSERVED[kind], 2)
@@ -329,14 +327,14 @@ def test_strength_does_not_move_in_a_step_that_the_device_skips(overflows: bool)
 
 def test_without_feedback_the_strength_stays() -> None:
     hook = observing_hook(feedback=False)
-    assert set(observe(hook, far_off, 100)) == {1.0}
+    assert set(observe(hook, far_off, 40)) == {1.0}
     assert controller_state(hook) == {}
 
 
 def test_controller_is_saved_and_goes_on_bit_for_bit() -> None:
     whole, first, second = (observing_hook(seed=seed) for seed in (0, 0, 1))
-    observe(whole, far_off, 90)
-    observe(first, far_off, 70)
+    observe(whole, far_off, 50)
+    observe(first, far_off, 30)
     assert 0 < first.policy.strength < 1
     observe(second, truth, 3)
     second.load_state_dict(frozen_state(first))
@@ -357,7 +355,7 @@ def test_loading_begins_with_the_saved_strength_for_the_next_batch() -> None:
 # -- observed errors -------------------------------------------------------------------------------
 
 
-def slow_errors(hook: PoseAugHook, predicted: Tensor, most: int = 512) -> tuple[float, ...]:
+def slow_errors(hook: PoseAugHook, predicted: Tensor, most: int = 128) -> tuple[float, ...]:
     """`observed_errors` in loops over samples: augmented, original, mean pose, count."""
     batch = hook._pending.batch
     frames = predicted.shape[1]
@@ -397,7 +395,7 @@ def slow_errors(hook: PoseAugHook, predicted: Tensor, most: int = 512) -> tuple[
     return average(errors), average(easier), average(from_mean), float(len(errors))
 
 
-@pytest.mark.parametrize("size", [24, 1400])
+@pytest.mark.parametrize("size", [24, 700])
 @pytest.mark.parametrize(("frames", "lifted"), [(1, 1), (5, 5), (5, 1)])
 @pytest.mark.parametrize("mix", ["replace", "append"])
 def test_observed_errors_are_those_of_a_slow_loop(

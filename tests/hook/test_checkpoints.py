@@ -35,7 +35,7 @@ RESUMED: dict[str, dict[str, Any]] = {
     **HOOKS,
     "append": {"mix": "append"},
     "small pool": {"preset": SmallDefault(pool_capacity=5, critic_interval=1)},
-    "in turn": {"preset": SmallDefault(policy_interval=2)},
+    "every other": {"preset": SmallDefault(interval=2)},
 }
 each_hook = pytest.mark.parametrize("hook", RESUMED)
 
@@ -395,11 +395,11 @@ def test_state_of_another_skeleton_is_refused() -> None:
     assert differences(before, hook.state_dict()) == []
 
 
-def test_every_problem_is_named_at_once() -> None:
+def test_every_problem_with_the_networks_is_named_at_once() -> None:
     state = sample_state()
-    state["training"]["num_updates"] = -1
+    with_entry("policy_optimizer.steps", -1.0)(state)
     state["training"]["modules"]["critic_2d.score.bias"] = torch.zeros(7)
-    with pytest.raises(PoseAugError, match=r"critic_2d\.score\.bias.*; .*num_updates"):
+    with pytest.raises(PoseAugError, match=r"policy_optimizer\.steps.*; .*critic_2d\.score\.bias"):
         make_hook(make_lifter()).load_state_dict(state)
 
 

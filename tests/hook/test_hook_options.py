@@ -61,11 +61,6 @@ def refused_or_trains(make: Any, estimator: nn.Module | None = None) -> bool:
     return False
 
 
-@pytest.fixture(autouse=True)
-def _compiling_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-
-
 # -- every option, with odd values -----------------------------------------------------------------
 
 # What of them is fine; everything else has to be refused.
@@ -88,7 +83,6 @@ FINE: dict[str, set[str]] = {
     "feedback": {"None", "True"},
     "total_updates": {"None"},
     "cuda_graphs": {"True"},
-    "compile": {"True"},
 }
 
 

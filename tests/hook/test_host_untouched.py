@@ -37,7 +37,7 @@ from loops import (
 from torch import Tensor, nn
 
 from poseaug_plugin import AugmentationPolicy, PoseSource
-from poseaug_plugin.body.bones import filled_tables
+from poseaug_plugin.body.bones import skeleton_tables
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.reference.recipes import Paper, Released
 
@@ -288,7 +288,7 @@ def test_default_device_of_the_host_changes_nothing(hook: str, default_device: A
         estimator = make_lifter(dropout=0.0, frames=3)
         # Not Adam: up to torch 2.4 its step counts are on the default device.
         optimizer = torch.optim.SGD(estimator.parameters(), lr=1e-3)
-        filled_tables.cache_clear()
+        skeleton_tables.cache_clear()
         with default_device(device):
             source = PoseSource(sequences, cameras)
             attached = make_hook(estimator, source=source, **HOOKS[hook])
@@ -297,7 +297,7 @@ def test_default_device_of_the_host_changes_nothing(hook: str, default_device: A
                 optimizer.zero_grad()
                 (estimator(outputs[0]) - outputs[1]).square().mean().backward()
                 optimizer.step()
-            filled_tables.cache_clear()
+            skeleton_tables.cache_clear()
             assert attached.check_batch(*outputs)
             assert torch.empty(0).device.type == device
         assert attached.diagnostics().updates == 2

@@ -68,52 +68,66 @@ def test_without_critics_the_policy_learns_alone() -> None:
     assert order_of_steps(2, critic_weight=0) == 2 * ["policy", *LAST]
 
 
-def test_policy_and_critics_take_turns() -> None:
-    preset = SmallDefault(policy_interval=2, critic_interval=2)
-    assert order_of_steps(4, preset=preset) == 2 * [*CRITICS, *LAST, "policy", *LAST]
-
-
 def test_networks_rest_for_as_long_as_they_are_told_to() -> None:
-    learners = [CRITICS, [], ["policy"], [], CRITICS, ["policy"]]
-    order = order_of_steps(6, preset=SmallDefault(policy_interval=3, critic_interval=4))
+    learners = [["policy", *CRITICS], [], ["policy"], [], ["policy", *CRITICS], []]
+    order = order_of_steps(6, preset=SmallDefault(interval=2, critic_interval=2))
     assert order == [name for learn in learners for name in (*learn, *LAST)]
+
+
+def test_default_learns_in_one_update_of_eight() -> None:
+    order = order_of_steps(9, preset="default")
+    assert order == ["policy", *CRITICS, *8 * LAST, "policy", *CRITICS, *LAST]
 
 
 def test_losses_of_a_network_stay_until_it_learns_again() -> None:
     estimator, seen = make_lifter(), []
-    hook, optimizer = make_hook(estimator, preset=SmallDefault(policy_interval=2)), adam(estimator)
-    for batch in stream(3):
+    hook, optimizer = make_hook(estimator, preset=SmallDefault(interval=2)), adam(estimator)
+    assert math.isnan(hook.losses["policy"].item())
+    for batch in stream(5):
         train(hook, estimator, optimizer, [batch])
         seen.append((hook.losses["policy"].item(), hook.losses["critic_3d"].item()))
-    first, second, third = seen
-    assert math.isnan(first[0])
-    assert math.isfinite(first[1])
-    assert second[1] == first[1]
-    assert third[1] != first[1]
-    assert math.isfinite(second[0])
-    assert third[0] == second[0]
+    first, second, third, fourth, fifth = seen
+    assert all(map(math.isfinite, first))
+    assert second == first
+    assert third[0] != first[0]
+    assert third[1] == first[1]
+    assert fourth == third
+    assert fifth[1] != first[1]
 
 
 # -- what an update learns from --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("learn_from", "learned_from"), [(None, 16), (5, 5)])
-def test_without_a_graph_critics_see_the_poses_that_were_given_away(
+def test_an_update_makes_the_poses_again_that_were_given_away(
     learn_from: int | None, learned_from: int
 ) -> None:
-    # The policy's turn makes the poses again, with a graph: the same ones.
-    preset = SmallDefault(learn_from=learn_from, policy_interval=2)
-    hook = make_hook(make_lifter(), mix="append", preset=preset)
+    hook = make_hook(make_lifter(), mix="append", preset=SmallDefault(learn_from=learn_from))
     augmented(hook, make_batch())
     batch, augmenter = hook._pending.batch, hook._trainer.augmenter
-    kept, again = batch.generated, augmenter.generate(batch.inputs)
-    assert len(kept.keypoints) == len(kept.poses.bent) == learned_from
-    assert not kept.poses.bent.requires_grad
+    again = augmenter.generate(batch.inputs)
+    assert len(again.keypoints) == len(again.poses.bent) == learned_from
     assert again.poses.bent.requires_grad
-    assert torch.equal(kept.poses.bent, again.poses.bent)
-    assert torch.equal(kept.bent_pose, again.bent_pose)
     if learn_from is None:  # else the places come from other poses, those of the smaller batch
-        assert torch.equal(kept.keypoints, again.keypoints)
+        assert torch.equal(again.poses.moved, batch.joints)
+        assert torch.equal(again.keypoints, batch.keypoints)
+
+
+def test_nothing_is_kept_for_an_update_that_learns_nothing() -> None:
+    hook = make_hook(make_lifter(), preset=SmallDefault(interval=2))
+    for keeps in (True, False, True):
+        augmented(hook, make_batch())
+        assert (hook._pending.batch.inputs is not None) == keeps
+        assert hook._pending.batch.generated is None
+        hook.step()
+
+
+def test_poses_are_kept_for_figures_where_no_policy_learns() -> None:
+    hook = make_hook(make_lifter(), preset="random")
+    augmented(hook, make_batch())
+    batch = hook._pending.batch
+    assert batch.inputs is None
+    assert torch.equal(batch.generated.poses.moved, batch.joints)
 
 
 def test_no_poses_are_kept_that_the_update_makes_again() -> None:
@@ -141,10 +155,10 @@ def test_an_update_learns_from_so_many_poses_at_most(
     assert sizes == [learned_from, 2 * learned_from]
 
 
-def test_the_default_learns_from_512_poses_at_most() -> None:
+def test_the_default_learns_from_128_poses_at_most() -> None:
     hook = make_hook(make_lifter(), preset="default", mix="append")
-    augmented(hook, make_batch(600))
-    assert hook._pending.batch.inputs.noise.shape[0] == 512
+    augmented(hook, make_batch(200))
+    assert hook._pending.batch.inputs.noise.shape[0] == 128
 
 
 @pytest.mark.parametrize("hook", ASKING)

@@ -214,7 +214,7 @@ def test_one_clipped_adam_step(name: str) -> None:
 def test_one_step_of_the_librarys_own_adam(name: str) -> None:
     critic = reference_critic(name)
     with TorchDefaults(torch.float64, torch.device("cpu")).used():
-        adam = GuardedAdam(critic.network)
+        adam = GuardedAdam(critic.network, 1e-4)
     weights = torch.ones(len(critic.io["real"]), dtype=torch.float64)
     loss, _ = critic_loss(critic.network, critic.io["real"], critic.io["fake"], weights)
     assert not adam.step(adam.gradients(loss), torch.tensor(True))

@@ -159,7 +159,7 @@ def test_rows_of_the_released_code() -> None:
 def test_rows_of_both(preset: type[Paper]) -> None:
     training = built(preset())
     assert training.learn_from is None
-    assert training.policy_interval == 1
+    assert training.interval == 1
     assert [critic.interval for critic in training.critics] == [2, 2]
     assert training.pool_capacity == 4096
     assert training.controller is None

@@ -225,7 +225,7 @@ def refused() -> str:
 def stepped_often(rank: int) -> Any:
     """Two optimizers, and `step` called by hand as well: four batches are four updates."""
     estimator = distributed(make_lifter(frames=3))
-    hook = make_hook(estimator, preset=SmallDefault(policy_interval=2))
+    hook = make_hook(estimator, preset=SmallDefault(interval=2))
     first, *rest = estimator.parameters()
     optimizers = [torch.optim.Adam([first]), torch.optim.Adam(rest)]
     fresh = [p.detach().clone() for p in hook.policy.parameters()]

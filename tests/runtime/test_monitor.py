@@ -21,15 +21,14 @@ def new_monitor() -> Monitor:
 
 
 def monitor_with(
-    times: int = 10, skipped: float = 0.0, reads_spread: bool = True, **readings: float
+    times: int = 10, skipped: bool = False, reads_spread: bool = True, **readings: float
 ) -> Monitor:
     """A monitor that was told the same over and over."""
     monitor = Monitor(CRITICS, reads_spread)
     for _ in range(times):
+        monitor.count(torch.tensor([False, True, True]))
         monitor.record(
-            unusable=torch.tensor(2),
-            skipped=torch.tensor(skipped),
-            **{name: torch.tensor(value) for name, value in readings.items()},
+            torch.tensor(skipped), **{name: torch.tensor(value) for name, value in readings.items()}
         )
     return monitor
 
@@ -58,7 +57,7 @@ def test_fine_readings_are_not_warned_of() -> None:
     [
         ({"diversity": 0.1}, r"nearly the same \(0\.10 of .*Start over with another seed"),
         ({"kept_share": 0.25}, r"only 25% of .*Check hook\.check_batch.*further away: spread"),
-        ({"skipped": 20.0}, r"200 updates were left out.*Check hook\.check_batch"),
+        ({"times": 60, "skipped": True}, r"60 updates were left out.*Check hook\.check_batch"),
     ],
 )
 def test_bad_reading_is_warned_of_with_a_remedy(reading: dict[str, float], words: str) -> None:
@@ -89,7 +88,7 @@ def test_critics_that_tell_everything_apart_are_no_reason_to_warn() -> None:
 
 
 def test_remedies_name_what_exists() -> None:
-    bad = {**FINE, "diversity": 0.1, "kept_share": 0.1, "skipped": 20.0}
+    bad = {**FINE, "diversity": 0.1, "kept_share": 0.1, "times": 60, "skipped": True}
     with pytest.warns(PoseAugWarning) as caught:
         monitor_with(**bad).read(500)
     assert len(caught) == 3
@@ -106,14 +105,14 @@ def test_remedies_name_what_exists() -> None:
 def test_means_of_few_readings_are_plain_means() -> None:
     monitor = new_monitor()
     for value in (1.0, 2.0, 6.0):
-        monitor.record(torch.tensor(0), torch.tensor(0), diversity=torch.tensor(value))
+        monitor.record(torch.tensor(False), diversity=torch.tensor(value))
     assert monitor.read(3).diversity == pytest.approx(3.0)
 
 
 def test_old_readings_are_forgotten() -> None:
     monitor = monitor_with(200, diversity=1.0)
     for _ in range(300):
-        monitor.record(torch.tensor(0), torch.tensor(0), diversity=torch.tensor(2.0))
+        monitor.record(torch.tensor(False), diversity=torch.tensor(2.0))
     assert monitor.read(3).diversity == pytest.approx(2.0, abs=0.01)
 
 
@@ -121,15 +120,15 @@ def test_old_readings_are_forgotten() -> None:
 def test_readings_that_are_not_finite_are_left_out(value: float) -> None:
     monitor = new_monitor()
     for reading in (1.0, value, 3.0):
-        monitor.record(torch.tensor(0), torch.tensor(0), diversity=torch.tensor(reading))
+        monitor.record(torch.tensor(False), diversity=torch.tensor(reading))
     assert monitor.read(3).diversity == pytest.approx(2.0)
 
 
 def test_counts_add_up() -> None:
-    diagnostics = monitor_with(7, skipped=3.0, **FINE).read(50)
+    diagnostics = monitor_with(7, skipped=True, **FINE).read(150)
     assert diagnostics.unusable_samples == 14
-    assert diagnostics.skipped_steps == 21
-    assert diagnostics.updates == 50
+    assert diagnostics.skipped_steps == 7
+    assert diagnostics.updates == 150
 
 
 def means_of(diagnostics: Diagnostics) -> dict[str, float]:
