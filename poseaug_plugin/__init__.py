@@ -5,8 +5,8 @@ Estimation, CVPR 2021.
 """
 
 from .adversary.critics import KeypointCritic, PartKCSCritic
-from .augment.policy import AugmentationPolicy, Policy, RandomPolicy, Spread
-from .augment.transforms import AugmentationParameters, AugmentedPoses, apply_augmentation
+from .augment.policy import AugmentationPolicy, RandomPolicy, Spread
+from .augment.transforms import AugmentationParameters, AugmentedPoses, Policy, apply_augmentation
 from .body.bones import root_relative
 from .body.camera import normalize_screen_coordinates, project_points, solve_root
 from .body.poses import CanonicalPoses

@@ -10,34 +10,17 @@ from torch import Tensor, nn
 from torch.optim.optimizer import Optimizer
 from torch.utils.data import get_worker_info
 
-from .augment.augmenter import AugmentedBatch
-from .augment.policy import Operation, Policy, Spread
-from .augment.transforms import middle_frame
+from .augment.policy import Operation, Spread
+from .augment.transforms import AugmentedBatch, Policy, middle_frame
 from .body.presets import find_skeleton
 from .body.skeleton import Skeleton
 from .errors import PoseAugError, check_flag, check_number, warn
 from .feedback.observer import PredictionObserver
 from .host import attachment
-from .host.adapter import (
-    Adapter,
-    HostBatch,
-    HostPoses,
-    PoseAdapter,
-    mix_cameras,
-    mix_samples,
-    one_each,
-)
+from .host.adapter import Adapter, HostBatch, HostPoses, PoseAdapter, mix, mix_cameras, one_each
 from .host.checks import BatchReport, check_batch, infer_skeleton
 from .host.sequences import PoseSource
-from .options import (
-    DefaultPreset,
-    Options,
-    Preset,
-    RandomPreset,
-    Surroundings,
-    UpdateContext,
-    check_effects,
-)
+from .options import DefaultPreset, Options, Preset, RandomPreset, Surroundings, UpdateContext
 from .reference.recipes import Paper, Released
 from .runtime.checkpoint import as_state, from_state
 from .runtime.distributed import Ranks
@@ -46,7 +29,6 @@ from .runtime.monitor import Diagnostics
 from .trainer import Trainer
 
 _PRESETS: dict[str, Any] = {p.name: p for p in (DefaultPreset, RandomPreset, Paper, Released)}
-_OF_ADAPTERS = ("check", "num_joints", "decode", "encode", "predicted_joints")
 
 
 class _Pending(NamedTuple):
@@ -135,11 +117,12 @@ class PoseAugHook:
             total_updates=total_updates,
             cuda_graphs=cuda_graphs,
         )
-        check_effects(self.options, self.preset)
+        self.options.check_effects(self.preset.name, self.preset.reads)
         if source is not None and not isinstance(source, PoseSource):
             raise PoseAugError(f"source must be a PoseSource, got {type(source).__name__}.")
-        if adapter is not None and not all(hasattr(adapter, name) for name in _OF_ADAPTERS):
-            raise PoseAugError(f"adapter must have {', '.join(_OF_ADAPTERS)}, got {adapter!r}.")
+        needed = ("check", "num_joints", "decode", "encode", "predicted_joints")
+        if adapter is not None and not all(hasattr(adapter, name) for name in needed):
+            raise PoseAugError(f"adapter must have {', '.join(needed)}, got {adapter!r}.")
         if optimizer is not None and not auto_step:
             raise PoseAugError("optimizer has no effect with auto_step=False; leave it out.")
         self.skeleton = None if skeleton is None else find_skeleton(skeleton)
@@ -225,8 +208,8 @@ class PoseAugHook:
             made = self.adapter.encode(batch.joints, batch.keypoints, replaced, skeleton)
             made_2d, made_3d = made
             how = sources, batch.accepted, augmenter.appends
-            inputs_2d = mix_samples(given.inputs_2d, made_2d, *how)
-            inputs_3d = mix_samples(given.inputs_3d, made_3d, *how)
+            inputs_2d = mix(given.inputs_2d, made_2d, *how)
+            inputs_3d = mix(given.inputs_3d, made_3d, *how)
         self._reminders.augmented(batch.batch.usable)
         self._pending, self._owes_update = _Pending(batch, replaced), True
         self._observer.expect(inputs_2d if trainer.learns_next else None)

@@ -44,10 +44,8 @@ def mpjpe(
         try:
             errors = errors * weights.expand_as(errors)
         except RuntimeError:
-            raise PoseAugError(
-                f"mpjpe: weights must broadcast to {tuple(errors.shape)}, "
-                f"got {tuple(weights.shape)}."
-            ) from None
+            shape, got = tuple(errors.shape), tuple(weights.shape)
+            raise PoseAugError(f"mpjpe: weights must broadcast to {shape}, got {got}.") from None
     return _reduce("mpjpe", errors.mean(-1), reduction)
 
 
@@ -79,8 +77,7 @@ def p_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean")
     scale = (singular_values * signs).sum(-1)[..., None, None]
 
     difference = scale * _product(predicted_shape, rotation) - target_shape
-    errors = (difference * target_size).norm(dim=-1)
-    return _reduce("p_mpjpe", errors.mean(-1), reduction)
+    return _reduce("p_mpjpe", (difference * target_size).norm(dim=-1).mean(-1), reduction)
 
 
 def n_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
@@ -164,27 +161,22 @@ def auc(
 def _checked(name: str, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both poses in one dtype that can be computed with, or an error that begins with ``name``."""
     shape, wanted = tuple(predicted.shape), tuple(target.shape)
+    kinds, both = (predicted.dtype, target.dtype), f"{name}: predicted and target must"
     if predicted.dim() < 2 or shape[-1] != 3:
         raise PoseAugError(f"{name}: predicted must be (..., joints, 3), got {shape}.")
     if shape != wanted:
-        raise PoseAugError(
-            f"{name}: predicted and target must have the same shape, got {shape} and {wanted}."
-        )
-    if not (predicted.is_floating_point() and target.is_floating_point()):
-        raise PoseAugError(
-            f"{name}: predicted and target must be floating point, "
-            f"got {predicted.dtype} and {target.dtype}."
-        )
+        raise PoseAugError(f"{both} have the same shape, got {shape} and {wanted}.")
+    if not all(kind.is_floating_point for kind in kinds):
+        raise PoseAugError(f"{both} be floating point, got {kinds[0]} and {kinds[1]}.")
     # There is no SVD in half precision, and a sum over joints would lose millimetres.
-    dtype = torch.promote_types(torch.promote_types(predicted.dtype, target.dtype), torch.float32)
+    dtype = torch.promote_types(torch.promote_types(*kinds), torch.float32)
     return predicted.to(dtype), target.to(dtype)
 
 
 def _joint_errors(name: str, predicted: Tensor, target: Tensor) -> Tensor:
     """Distances (..., J) between joints."""
     predicted, target = _checked(name, predicted, target)
-    errors: Tensor = (predicted - target).norm(dim=-1)
-    return errors
+    return (predicted - target).norm(dim=-1)
 
 
 def _normalised(pose: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,17 +7,19 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from .adversary.critics import AdversarialTerm, Critic, KeypointCritic, PartKCSCritic
-from .adversary.losses import EntropyTerm, FrameTerm, RangeTerm, Term
-from .augment.augmenter import AugmentedBatch, FrameCheck, Projection
-from .augment.policy import (
-    AugmentationPolicy,
-    Operation,
-    Policy,
-    RandomPolicy,
-    Spread,
-    check_operations,
+from .adversary.critics import (
+    AdversarialTerm,
+    Critic,
+    EntropyTerm,
+    FrameTerm,
+    KeypointCritic,
+    PartKCSCritic,
+    RangeTerm,
+    Term,
 )
+from .augment.augmenter import FrameCheck, Projection
+from .augment.policy import AugmentationPolicy, Operation, RandomPolicy, Spread, check_operations
+from .augment.transforms import AugmentedBatch, Policy
 from .body.camera import project_points
 from .body.skeleton import Skeleton
 from .errors import PoseAugError, check_choice, check_flag, check_number
@@ -26,8 +28,6 @@ from .host.adapter import Adapter, HostPoses
 from .runtime.isolation import TorchDefaults
 from .runtime.optimizer import GuardedAdam
 
-_CRITIC_WEIGHT = 0.1
-_ENTROPY_WEIGHT = 0.05
 _SHARE = 0.75
 
 
@@ -47,13 +47,10 @@ class Options:
     cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
-        for name, kind, words in (
-            ("policy", Policy, "a poseaug_plugin.Policy"),
-            ("spread", Spread, "a Spread(pitch=..., ...)"),
-        ):
-            value = getattr(self, name)
-            if value is not None and not isinstance(value, kind):
-                raise PoseAugError(f"{name} must be {words}, got {value!r}.")
+        if not isinstance(self.policy, Policy | None):
+            raise PoseAugError(f"policy must be a poseaug_plugin.Policy, got {self.policy!r}.")
+        if not isinstance(self.spread, Spread | None):
+            raise PoseAugError(f"spread must be a Spread(pitch=..., ...), got {self.spread!r}.")
         check_choice("mix", self.mix, ("replace", "append"))
         check_flag("cuda_graphs", self.cuda_graphs)
         check_operations(self.operations)
@@ -70,6 +67,30 @@ class Options:
         """Names of the options that are not left to the preset."""
         left = [option.name for option in fields(self) if option.default is None]
         return [name for name in left if getattr(self, name) is not None]
+
+    def check_effects(self, preset: str, reads: frozenset[str]) -> None:
+        """Refuse an option that has no effect where it is given, and miss one that is needed."""
+        if "total_updates" in reads and self.total_updates is None:
+            raise PoseAugError(
+                f"preset={preset!r} changes over the training: pass "
+                "total_updates=epochs * batches_per_epoch."
+            )
+        idle = dict.fromkeys(set(self.given) - reads, f"preset={preset!r}")
+        if self.mix == "append":
+            idle["share"] = "mix='append', which augments a copy of the whole batch"
+        policy = self.policy
+        if policy is not None:
+            idle["spread"] = idle["operations"] = "a policy that draws by itself"
+            if not learns(policy):
+                taught = ("critic_weight", "entropy_weight", "feedback")
+                idle |= dict.fromkeys(taught, "a policy that has nothing to learn")
+            if policy.entropy() is None:
+                idle["entropy_weight"] = "a policy that has no entropy()"
+            if not isinstance(policy, AugmentationPolicy):
+                idle["feedback"] = "a policy of your own, whose strength the hook cannot set"
+        for name in self.given:
+            if name in idle:
+                raise PoseAugError(f"{name} has no effect with {idle[name]}; leave it out.")
 
 
 class Surroundings(NamedTuple):
@@ -142,21 +163,15 @@ class DefaultPreset:
         policy.to(generator.device)
         if not learns(policy):
             return Training(policy)
-        weight = _CRITIC_WEIGHT if options.critic_weight is None else options.critic_weight
-        reward = _ENTROPY_WEIGHT if options.entropy_weight is None else options.entropy_weight
-        critics: tuple[Critic, ...] = ()
-        if weight:
-            critics = PartKCSCritic(skeleton), KeypointCritic(skeleton)
+        weight = 0.1 if options.critic_weight is None else options.critic_weight
+        reward = 0.05 if options.entropy_weight is None else options.entropy_weight
+        critics = (PartKCSCritic(skeleton), KeypointCritic(skeleton)) if weight else ()
         for critic in critics:
             critic.weight = weight
-        own = (
-            RangeTerm(skeleton),
-            FrameTerm(surroundings.aspect_ratio),
-            EntropyTerm(policy, reward),
-        )
+        own = RangeTerm(skeleton), FrameTerm(surroundings.aspect_ratio), EntropyTerm(policy, reward)
         controller = None
         if isinstance(policy, AugmentationPolicy) and options.feedback is not False:
-            controller = FeedbackController(policy)
+            controller = FeedbackController(policy.strength)
         return Training(policy, critics, (*map(AdversarialTerm, critics), *own), controller)
 
 
@@ -178,28 +193,3 @@ class RandomPreset:
 def learns(policy: Policy) -> bool:
     """Whether there is anything to train."""
     return any(parameter.requires_grad for parameter in policy.parameters())
-
-
-def check_effects(options: Options, preset: Preset) -> None:
-    """Refuse an option that has no effect where it is given, and miss one that is needed."""
-    if "total_updates" in preset.reads and options.total_updates is None:
-        raise PoseAugError(
-            f"preset={preset.name!r} changes over the training: pass "
-            "total_updates=epochs * batches_per_epoch."
-        )
-    without_effect = dict.fromkeys(set(options.given) - preset.reads, f"preset={preset.name!r}")
-    if options.mix == "append":
-        without_effect["share"] = "mix='append', which augments a copy of the whole batch"
-    policy = options.policy
-    if policy is not None:
-        without_effect["spread"] = without_effect["operations"] = "a policy that draws by itself"
-        if not learns(policy):
-            taught = ("critic_weight", "entropy_weight", "feedback")
-            without_effect |= dict.fromkeys(taught, "a policy that has nothing to learn")
-        if policy.entropy() is None:
-            without_effect["entropy_weight"] = "a policy that has no entropy()"
-        if not isinstance(policy, AugmentationPolicy):
-            without_effect["feedback"] = "a policy of your own, whose strength the hook cannot set"
-    for name in options.given:
-        if name in without_effect:
-            raise PoseAugError(f"{name} has no effect with {without_effect[name]}; leave it out.")

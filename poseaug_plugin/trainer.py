@@ -1,7 +1,4 @@
-"""`Trainer`: trains the networks of a `Training` on augmented batches, phase by phase.
-
-It knows nothing of anybody's loop; `hook` connects the two.
-"""
+"""`Trainer`: trains the networks of a `Training` on augmented batches, phase by phase."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from .adversary.critics import Critic, critic_loss
-from .adversary.losses import Term
+from .adversary.critics import Critic, Term, critic_loss
 from .adversary.pool import FakePosePool
-from .augment.augmenter import AugmentedBatch, Augmenter, Keeps, Windows
-from .augment.transforms import GeneratedPoses
+from .augment.augmenter import Augmenter, Keeps, Windows
+from .augment.transforms import AugmentedBatch, GeneratedPoses
 from .body.poses import CanonicalPoses
 from .feedback.controller import observed_errors
 from .options import Options, Preset, Surroundings, UpdateContext

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ from loops import (
 )
 
 import poseaug_plugin
+from poseaug_plugin.host import attachment
 
 PACKAGE = Path(poseaug_plugin.__file__).parent
 TESTS = Path(__file__).parent
@@ -46,14 +48,14 @@ FLOORS: tuple[dict[str, tuple[tuple[str, ...], ...]], ...] = (
     {"errors": ()},
     {"body": (("rotation", "skeleton"), ("bones", "camera", "presets"), ("poses",)), "metrics": ()},
     {"runtime": (("checkpoint", "distributed", "isolation", "monitor", "optimizer", "recorder"),)},
-    {"augment": (("transforms",), ("policy",), ("augmenter",))},
+    {"augment": (("transforms",), ("augmenter", "policy"))},
     {
         "adversary": (("losses", "pool"), ("critics",)),
         "feedback": (("controller", "observer"),),
         "host": (("adapter", "attachment"), ("checks", "sequences")),
     },
     {"options": ()},
-    {"reference": (("regressors",), ("feedback",), ("recipes",)), "trainer": ()},
+    {"reference": (("feedback", "regressors"), ("recipes",)), "trainer": ()},
     {"hook": ()},
     {"__init__": ()},
 )
@@ -67,6 +69,7 @@ for _floor, _parts in enumerate(FLOORS):
 # Leaves do not know what learns.
 LEAVES = {
     "errors": set(),
+    "adversary.losses": set(),
     "adversary.pool": set(),
     "feedback.observer": set(),
     "runtime.isolation": set(),
@@ -141,17 +144,14 @@ def test_imports_point_one_way(name: str) -> None:
             assert floor_of_other < floor, other
 
 
-def test_no_chain_of_imports_between_parts_is_long() -> None:
-    below: dict[str, set[str]] = {}
-    for name, others in SIBLINGS.items():
-        parts = {part_of(other) for other in others} - {part_of(name)}
-        below.setdefault(part_of(name), set()).update(parts)
+def test_no_chain_of_imports_is_long() -> None:
+    """Counted over modules, those that hold the docstring of a package aside."""
 
     @cache
-    def height(part: str) -> int:
-        return 1 + max(map(height, below[part]), default=0)
+    def height(name: str) -> int:
+        return 1 + max(map(height, SIBLINGS[name]), default=0)
 
-    assert height("__init__") == max(map(height, below))
+    assert height("__init__") == max(map(height, FILES))
     assert height("__init__") <= 9
 
 
@@ -222,7 +222,7 @@ def lines_of(path: Path) -> int:
 
 
 def test_package_has_a_budget_of_lines() -> None:
-    assert sum(map(lines_of, FILES.values())) <= 5_310
+    assert sum(map(lines_of, FILES.values())) <= 5_140
 
 
 @pytest.mark.parametrize("folder", [PACKAGE, TESTS], ids=lambda folder: folder.name)
@@ -248,8 +248,9 @@ def test_hook_has_few_options() -> None:
 
 @pytest.fixture(scope="module")
 def calls() -> Any:
-    """The calls of one default step, by what makes them."""
-    return count()
+    """The calls of one default step, by what makes them; hooks that others left do not count."""
+    with mock.patch.object(attachment, "_watchers", ()):
+        return count()
 
 
 @pytest.mark.parametrize(("work", "most"), [("augment", 35), ("step", 80)])

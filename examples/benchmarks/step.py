@@ -56,10 +56,10 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
 }
 WITH_RELEASED = {"mix": "append"}  # what the released code does, too
 GPU_CASES: dict[str, tuple[int, dict[str, Any]]] = CASES | {
-    "replace, cuda_graphs=False": (1, {"cuda_graphs": False}),
+    "replace, cuda_graphs=False": (1, {"cuda_graphs": False})
 }
-# Of the hook's critics: poses in a pool, poses per update, optimizer steps per update.
-CRITIC_POOL, CRITIC_BATCH, CRITIC_INTERVAL = 1024, 512, 2
+# Of the hook: poses in a critic's pool, poses that an update learns from, steps per such update.
+POOL, LEARNED_FROM, INTERVAL = 1024, 128, 8
 SECTIONS = ("steps", "memory", "batches", "windows", "communication", "operators")
 Row = dict[str, Any]
 
@@ -164,20 +164,21 @@ def ratio(hooked: list[float], plain: list[float]) -> Row:
 
 def steps_until_recorded(batch: int) -> int:
     """Steps until the pools of the critics are full, and a GPU has recorded each kind of step."""
-    updates = -(-CRITIC_POOL // min(batch // 2, CRITIC_BATCH))
-    return updates * CRITIC_INTERVAL + 12
+    updates = -(-POOL // min(batch // 2, LEARNED_FROM))
+    return (updates + 4) * INTERVAL
 
 
 def alternate(steps: list[Step], repeats: int) -> list[list[float]]:
     """Times of each step, measured in turn.
 
-    Each is a mean over an even number of steps, since critics learn in every second one. On a GPU
+    Each is a mean over as many steps as there are from one update that learns to the next. On a GPU
     it is over many steps, so that the wait at the end, which no training loop has, does not count.
     """
     on_gpu = steps[0].batch[0].is_cuda
     for step in steps:
-        step.seconds(steps_until_recorded(len(step.batch[0])) if on_gpu else 2)
-    times = [[step.seconds(20 if on_gpu else 2) for step in steps] for _ in range(repeats)]
+        step.seconds(steps_until_recorded(len(step.batch[0])) if on_gpu else INTERVAL)
+    counted = 3 * INTERVAL if on_gpu else INTERVAL
+    times = [[step.seconds(counted) for step in steps] for _ in range(repeats)]
     return [list(column) for column in zip(*times, strict=True)]
 
 

@@ -1,28 +1,34 @@
-"""Critics: is this 3D pose human, and is this 2D pose?"""
+"""What keeps poses human: critics, and the terms of the policy's loss."""
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn.functional import leaky_relu
 from typing_extensions import override
 
-from ..augment.transforms import GeneratedPoses
-from ..body.bones import bone_directions, joints_to_bones, kinematic_chain_space
+from ..augment.transforms import GeneratedPoses, Policy, bone_angle_change
+from ..body.bones import bone_directions, joints_to_bones, kinematic_chain_space, skeleton_tables
 from ..body.camera import project_points
 from ..body.presets import find_skeleton
 from ..body.skeleton import Skeleton
-from .losses import critic_accuracy, lsgan_critic_loss, lsgan_policy_loss
+from .losses import (
+    critic_accuracy,
+    lsgan_critic_loss,
+    lsgan_policy_loss,
+    rectified_mean,
+    weighted_mean,
+)
 
 
 class GroupedLinear(nn.Module):
-    """``groups`` linear layers side by side: (B, groups, inputs) -> (B, groups, outputs).
-
-    Each group starts like an `nn.Linear` of its own.
-    """
+    """``groups`` linear layers side by side: (B, groups, inputs) -> (B, groups, outputs)."""
 
     def __init__(self, groups: int, inputs: int, outputs: int) -> None:
         super().__init__()
+        # Each group starts like a layer of its own.
         layers = [nn.Linear(inputs, outputs) for _ in range(groups)]
         self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
         self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
@@ -37,16 +43,12 @@ class GroupedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Apply every group's layer to its own features."""
         x = rearrange(x, "batch groups inputs -> groups batch inputs")
-        weight = rearrange(self.weight, "groups outputs inputs -> groups inputs outputs")
-        outputs = torch.baddbmm(self.bias.unsqueeze(1), x, weight)
+        outputs = torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
         return rearrange(outputs, "groups batch outputs -> batch groups outputs")
 
 
 class Critic(nn.Module):
-    """A network that scores poses, near 1 for human ones, and its view of a batch.
-
-    One's own overrides `forward`, `real` and `fake`.
-    """
+    """A network that scores poses, near 1 for human ones; override `forward`, `real` and `fake`."""
 
     name: str  # in losses, diagnostics and checkpoints
     weight: float = 0.1  # of its term in the policy's loss
@@ -66,9 +68,9 @@ class PartKCSCritic(Critic):
     """Scores of body parts from the Gram matrices of their unit bones (PoseAug section 3.3).
 
     It sees angles between bones and nothing else: neither size, nor place, nor viewpoint. Of a
-    batch it sees bent poses, each in one frame. All parts' networks are one stack of batched matrix
-    products. ``scope="parts"`` gives one score per part in the order of ``skeleton.part_bones``;
-    ``"whole"`` judges the whole body by one network (the paper's ablation).
+    batch it sees bent poses, each in one frame. ``scope="parts"`` gives one score per part in the
+    order of ``skeleton.part_bones``; ``"whole"`` judges the whole body by one network (the paper's
+    ablation).
     """
 
     name = "critic_3d"
@@ -89,9 +91,7 @@ class PartKCSCritic(Critic):
         bones = skeleton.num_bones
         every_bone = (("body", tuple(range(bones))),)
         parts = skeleton.part_bones if scope == "parts" else every_bone
-        masks = torch.zeros(len(parts), bones)
-        for mask, (_, members) in zip(masks, parts, strict=True):
-            mask[list(members)] = 1.0
+        masks = torch.tensor([[float(b in seen) for b in range(bones)] for _, seen in parts])
         pairs = (masks.unsqueeze(2) * masks.unsqueeze(1)).flatten(1)
         # A part's own entries of the Gram matrix, filled up with others that are masked. The rest
         # of the matrix is zero to a part, so its weights would never be used.
@@ -119,11 +119,10 @@ class PartKCSCritic(Critic):
         """Scores (B, parts); joints (B, J, 3) in any unit and frame."""
         directions = bone_directions(joints_to_bones(joints, self.skeleton))
         gram = kinematic_chain_space(directions).flatten(1)
-        activate = nn.functional.leaky_relu
         seen = gram.index_select(1, self.entries.flatten()).unflatten(1, self.entries.shape)
-        features = activate(self.layer_1(seen * self.entry_masks))
-        deeper = self.layer_3(activate(self.layer_2(features))) + features
-        return self.score(activate(self.layer_last(deeper))).squeeze(-1)
+        features = leaky_relu(self.layer_1(seen * self.entry_masks))
+        deeper = self.layer_3(leaky_relu(self.layer_2(features))) + features
+        return self.score(leaky_relu(self.layer_last(deeper))).squeeze(-1)
 
 
 class KeypointCritic(Critic):
@@ -157,11 +156,10 @@ class KeypointCritic(Critic):
     @override
     def forward(self, keypoints: Tensor) -> Tensor:
         """Scores (B, 1); keypoints (B, J, 2)."""
-        activate = nn.functional.leaky_relu
-        first = activate(self.layer_1(keypoints.flatten(1)))
-        second = activate(self.layer_2(first))
-        third = activate(self.layer_3(second) + first)
-        return self.score(activate(self.layer_last(self.layer_4(third))))
+        first = leaky_relu(self.layer_1(keypoints.flatten(1)))
+        second = leaky_relu(self.layer_2(first))
+        third = leaky_relu(self.layer_3(second) + first)
+        return self.score(leaky_relu(self.layer_last(self.layer_4(third))))
 
 
 class AdversarialTerm:
@@ -179,10 +177,76 @@ class AdversarialTerm:
 def critic_loss(
     critic: Critic, real: Tensor, fake: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """LSGAN loss of a critic (PoseAug equations 7 and 8), and the share that it tells right.
-
-    ``weights`` (B,) are those of the real poses; the fake ones are detached.
-    """
+    """LSGAN loss with ``weights`` (B,) of the real poses, and the share of poses told right."""
     real_scores, fake_scores = critic(torch.cat([real, fake])).split(len(real))
     accuracy = 0.5 * (critic_accuracy(real_scores, True) + critic_accuracy(fake_scores, False))
     return lsgan_critic_loss(real_scores, fake_scores, weights), accuracy.detach()
+
+
+class Term(Protocol):
+    """One term of the policy's loss."""
+
+    name: str
+
+    def __call__(self, generated: GeneratedPoses) -> Tensor:
+        """The weighted term, 0-d."""
+
+
+@dataclass
+class RangeTerm:
+    """Keeps bone angles and lengths near the source's (PoseAug equation 4).
+
+    A mean of 1 - cos(bone angle) below ``angle_limit`` is free, and a mean |bone length ratio|
+    below ``length_limit``.
+    """
+
+    skeleton: Skeleton
+    weight: float = 3.0
+    angle_limit: float = 0.205
+    length_limit: float = 0.15
+    name = "range"
+
+    def __call__(self, generated: GeneratedPoses) -> Tensor:
+        """The weighted term, 0-d."""
+        weights = generated.weights
+        turned = bone_angle_change(generated.clean_pose, generated.bent_pose, self.skeleton)
+        ratios = length_ratios(generated, self.skeleton).abs()
+        angle = weighted_mean(rectified_mean(turned, self.angle_limit), weights)
+        length = weighted_mean(rectified_mean(ratios, self.length_limit), weights)
+        return (angle + length) * self.weight
+
+
+def length_ratios(generated: GeneratedPoses, skeleton: Skeleton) -> Tensor:
+    """(B, groups) bone length ratio of each left/right-tied group."""
+    ratios = generated.parameters.bone_length_ratio[:, 0]
+    return ratios @ skeleton_tables(skeleton, ratios.device, ratios.dtype).pooling.T
+
+
+@dataclass
+class FrameTerm:
+    """Mean squared distance of keypoints outside the frame; its gradient pulls a pose back."""
+
+    aspect_ratio: float
+    weight: float = 1.0
+    name = "frame"
+
+    def __call__(self, generated: GeneratedPoses) -> Tensor:
+        """The weighted term, 0-d."""
+        x, y = generated.keypoints.abs().unbind(-1)
+        outside = (x - 1).relu().square() + (y - self.aspect_ratio).relu().square()
+        # Bounded, so that a pose far outside does not drown the others, and never without gradient.
+        return self.weight * weighted_mean(outside / (1 + outside), generated.weights)
+
+
+@dataclass
+class EntropyTerm:
+    """Rewards wide draws of a policy that tells its entropy."""
+
+    policy: Policy
+    weight: float
+    name = "entropy"
+
+    def __call__(self, generated: GeneratedPoses) -> Tensor:
+        """The weighted term, 0-d."""
+        entropy = self.policy.entropy()
+        return generated.keypoints.new_zeros(()) if entropy is None else -self.weight * entropy

@@ -2,23 +2,25 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from ..body.camera import in_view, project_points, with_focal_ratio
 from ..body.poses import CanonicalBatch, CanonicalPoses, canonical_batch
 from ..body.skeleton import Skeleton
 from ..runtime.isolation import saved_buffers, unchanged
 from ..runtime.recorder import Recorder
-from .policy import Policy
 from .transforms import (
     AugmentationInputs,
+    AugmentedBatch,
     GeneratedPoses,
+    Policy,
     apply_augmentation,
     bone_angle_change,
+    evenly_spaced,
     generated_poses,
     matching_frames,
     middle_frame,
@@ -34,22 +36,6 @@ FrameCheck = Callable[[Tensor, Tensor, Tensor], Tensor]
 Keeps = Literal["nothing", "inputs", "generated"]
 
 
-class AugmentedBatch(NamedTuple):
-    """The augmented samples of a batch, and what an update reads; nothing carries a graph."""
-
-    joints: Tensor  # (k, T or 1, J, 3) augmented poses, in the frames where the host has 3D
-    keypoints: Tensor  # (k, T, J, 2) likewise, all frames
-    intrinsics: Tensor  # (k, 9) of the cameras that see them
-    accepted: Tensor  # (k,) bool: the augmented pose replaces its original
-    sources: Tensor  # (k,) which samples of the host's batch they stand for
-    places: Tensor  # (k,) which samples of the output they are
-    originals: Tensor  # (m,) which samples of the output are originals
-    target: int  # the frame of the window that is lifted, where it is one of several
-    batch: CanonicalBatch  # the host's whole batch
-    inputs: AugmentationInputs | None  # those that are learned from, where an update does
-    generated: GeneratedPoses | None  # of them, where the update needs no graph
-
-
 class Windows(Protocol):
     """A stock of sequences from which windows are drawn."""
 
@@ -60,48 +46,23 @@ class Windows(Protocol):
         """Index of the frame that is lifted."""
 
 
-def evenly_spaced(values: Any, available: int, wanted: int | None) -> Any:
-    """``wanted`` of ``available`` samples out of every tensor of nested tuples; None for all."""
-    if wanted is None or available <= wanted:
-        return values
-
-    def some(tensor: Tensor) -> Tensor:
-        rows = torch.arange(wanted, device=tensor.device) * available // wanted
-        return tensor.index_select(0, rows)
-
-    return tree_map_only(Tensor, some, values)
-
-
+@dataclass(eq=False)
 class Augmenter:
-    """Augments a share of a batch, or a copy of all of it, with the recorder's random stream.
+    """Augments a share of a batch, or a copy of all of it, with the recorder's random stream."""
 
-    Args:
-        share: Share of the batch that is augmented.
-        appends: Augment a copy of the whole batch, which goes behind it.
-        aspect_ratio: Image height / width.
-        learn_from: Samples that an update learns from, at most; None for all.
-        frame_check: Accepts points; by default `in_view`.
-        windows: Where windows to augment come from, if not from the batch.
-    """
+    policy: Policy
+    skeleton: Skeleton
+    recorder: Recorder
+    share: float  # of the batch that is augmented
+    appends: bool  # a copy of the whole batch is augmented, and goes behind it
+    aspect_ratio: float = 1.0  # image height / width
+    learn_from: int | None = None  # samples that an update learns from, at most; None for all
+    project: Projection = project_points
+    frame_check: FrameCheck | None = None  # accepts points; by default `in_view`
+    windows: Windows | None = None  # where windows to augment come from, if not from the batch
 
-    def __init__(
-        self,
-        policy: Policy,
-        skeleton: Skeleton,
-        recorder: Recorder,
-        *,
-        share: float,
-        appends: bool,
-        aspect_ratio: float = 1.0,
-        learn_from: int | None = None,
-        project: Projection = project_points,
-        frame_check: FrameCheck | None = None,
-        windows: Windows | None = None,
-    ) -> None:
-        self.policy, self.skeleton, self.generator = policy, skeleton, recorder.generator
-        self.share, self.appends, self.learn_from = share, appends, learn_from
-        self.aspect_ratio, self.project, self.frame_check = aspect_ratio, project, frame_check
-        self.windows, self._statistics = windows, saved_buffers(policy)
+    def __post_init__(self) -> None:
+        self.generator, self._statistics = self.recorder.generator, saved_buffers(self.policy)
 
     def count_of(self, batch_size: int) -> int:
         """How many samples of a batch are augmented."""
@@ -187,11 +148,10 @@ class Augmenter:
     def _is_valid(self, generated: GeneratedPoses) -> Tensor:
         """(B,): finite, positive bone lengths, in front of the camera and in every frame."""
         moved, keypoints = generated.poses.moved, generated.keypoints
-        intrinsics, ratio = generated.intrinsics, generated.parameters.bone_length_ratio
         sums = moved.flatten(1).sum(1) + keypoints.flatten(1).sum(1)
-        possible = sums.isfinite() & (ratio.flatten(1).amin(1) > -1)
-        if self.frame_check is not None:
-            seen = self.frame_check(moved, keypoints, intrinsics)
+        shortest = generated.parameters.bone_length_ratio.flatten(1).amin(1)
+        if self.frame_check is None:
+            seen = in_view(moved, generated.intrinsics, self.aspect_ratio, keypoints)
         else:
-            seen = in_view(moved, intrinsics, self.aspect_ratio, keypoints)
-        return possible & seen.flatten(1).all(1)
+            seen = self.frame_check(moved, keypoints, generated.intrinsics)
+        return sums.isfinite() & (shortest > -1) & seen.flatten(1).all(1)

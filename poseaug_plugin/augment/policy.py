@@ -14,7 +14,7 @@ from ..body.presets import find_skeleton
 from ..body.rotation import turn_by, vertical, view_rotation
 from ..body.skeleton import Skeleton
 from ..errors import PoseAugError, check_number
-from .transforms import AugmentationParameters, identity_parameters, middle_frame
+from .transforms import AugmentationParameters, Policy, identity_parameters, middle_frame
 
 Operation = Literal["bone_angle", "bone_length", "rigid", "focal_length"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
@@ -98,26 +98,6 @@ class SpreadFactors(NamedTuple):
     bone_length: Tensor | float = 1.0  # torso_length too
 
 
-class Policy(nn.Module):
-    """From poses and noise to the parameters of an augmentation; one's own overrides `forward`.
-
-    Shape:
-        joints (B, T, J, 3) camera-space metres and noise (B, noise_size), standard normal ->
-        `AugmentationParameters`. The same poses and noise give the same parameters.
-    """
-
-    noise_size: int  # standard normal numbers that one augmentation takes
-
-    @override
-    def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
-        """Choose the parameters."""
-        raise TypeError(f"{type(self).__name__} must define forward(joints, noise).")
-
-    def entropy(self) -> Tensor | None:
-        """How widely the policy draws, 0-d, in nats and up to a constant; None if that is fixed."""
-        return None
-
-
 def _either_way(normal: Tensor) -> Tensor:
     """Standard normal to uniform in (-1, 1)."""
     return (normal * math.sqrt(0.5)).erf()
@@ -171,10 +151,7 @@ class RandomPolicy(Policy):
     def draw(
         self, joints: Tensor, noise: Tensor, factors: SpreadFactors, strength: Tensor | float = 1.0
     ) -> AugmentationParameters:
-        """Draw with spreads multiplied: single ones by ``factors``, all of them by ``strength``.
-
-        At a strength of 0 every pose stays what it is.
-        """
+        """Draw with spreads multiplied by ``factors`` and ``strength``; at 0 all poses stay."""
         spread, skeleton, does = self.spread, self.skeleton, self.operations
         offset, ratio, rotation, place, focal_ratio = identity_parameters(joints, skeleton)
         middle = joints[:, middle_frame(joints.shape[1])]

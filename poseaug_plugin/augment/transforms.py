@@ -1,17 +1,13 @@
 """What is done to a pose, apart from how it is chosen: parameters in, poses out; nothing random."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from typing_extensions import override
 
-from ..body.bones import (
-    SHORTEST_BONE,
-    bone_directions,
-    bone_lengths,
-    bones_to_joints,
-    joints_to_bones,
-)
+from ..body.bones import bone_directions, bone_lengths, bones_to_joints, joints_to_bones
 from ..body.poses import CanonicalBatch
 from ..body.rotation import transform_rigidly
 from ..body.skeleton import Skeleton
@@ -79,6 +75,54 @@ def generated_poses(
     )
 
 
+class AugmentedBatch(NamedTuple):
+    """The augmented samples of a batch, and what an update reads; nothing carries a graph."""
+
+    joints: Tensor  # (k, T or 1, J, 3) augmented poses, in the frames where the host has 3D
+    keypoints: Tensor  # (k, T, J, 2) likewise, all frames
+    intrinsics: Tensor  # (k, 9) of the cameras that see them
+    accepted: Tensor  # (k,) bool: the augmented pose replaces its original
+    sources: Tensor  # (k,) which samples of the host's batch they stand for
+    places: Tensor  # (k,) which samples of the output they are
+    originals: Tensor  # (m,) which samples of the output are originals
+    target: int  # the frame of the window that is lifted, where it is one of several
+    batch: CanonicalBatch  # the host's whole batch
+    inputs: AugmentationInputs | None  # those that are learned from, where an update does
+    generated: GeneratedPoses | None  # of them, where the update needs no graph
+
+
+class Policy(nn.Module):
+    """From poses and noise to the parameters of an augmentation; one's own overrides `forward`.
+
+    Shape:
+        joints (B, T, J, 3) camera-space metres and noise (B, noise_size), standard normal ->
+        `AugmentationParameters`. The same poses and noise give the same parameters.
+    """
+
+    noise_size: int  # standard normal numbers that one augmentation takes
+
+    @override
+    def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
+        """Choose the parameters."""
+        raise TypeError(f"{type(self).__name__} must define forward(joints, noise).")
+
+    def entropy(self) -> Tensor | None:
+        """How widely the policy draws, 0-d, in nats and up to a constant; None if that is fixed."""
+        return None
+
+
+def evenly_spaced(values: Any, available: int, wanted: int | None) -> Any:
+    """``wanted`` of ``available`` samples out of every tensor of nested tuples; None for all."""
+    if wanted is None or available <= wanted:
+        return values
+
+    def some(tensor: Tensor) -> Tensor:
+        rows = torch.arange(wanted, device=tensor.device) * available // wanted
+        return tensor.index_select(0, rows)
+
+    return tree_map_only(Tensor, some, values)
+
+
 def middle_frame(frames: int) -> int:
     """Index of the frame that stands for a window."""
     return frames // 2
@@ -124,7 +168,7 @@ def bend_directions(directions: Tensor, offset: Tensor) -> Tensor:
     frames = directions.shape[1]
     middle = middle_frame(frames)
     start = directions[:, middle : middle + 1]
-    end = nn.functional.normalize(start + offset, dim=-1, eps=SHORTEST_BONE)
+    end = bone_directions(start + offset)
     if frames == 1:
         return end
     axis = torch.cross(start, end, dim=-1)  # times the sine

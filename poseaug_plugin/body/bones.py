@@ -1,7 +1,7 @@
 """Joints to bone vectors and back; directions, lengths and their Gram matrix (KCS)."""
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,21 +29,18 @@ def skeleton_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype
     """A skeleton's tables on a device."""
     # Tables first asked for under inference_mode must still be usable by autograd later.
     with torch.inference_mode(False):
-        on_cpu: dict[str, Any] = {"dtype": dtype, "device": "cpu"}  # filled there, then moved
-        to_joints = torch.zeros(skeleton.num_joints, skeleton.num_bones, **on_cpu)
-        for joint in range(skeleton.num_joints):
-            to_joints[joint, list(skeleton.bones_to_root(joint))] = -1.0
-        groups = torch.tensor(skeleton.bone_length_groups, device="cpu")
-        members = torch.nn.functional.one_hot(groups, skeleton.num_bone_length_groups).T.to(dtype)
-        is_not_root = torch.ones(skeleton.num_joints, 1, **on_cpu)
-        is_not_root[skeleton.root] = 0.0
+        joints, bones = range(skeleton.num_joints), range(skeleton.num_bones)
+        groups, all_groups = skeleton.bone_length_groups, range(skeleton.num_bone_length_groups)
+        paths = [skeleton.bones_to_root(joint) for joint in joints]
+        indices = skeleton.bone_parents, skeleton.bone_children, groups
+        factors = (
+            [[-1.0 if bone in path else 0.0 for bone in bones] for path in paths],
+            [[(own == group) / groups.count(group) for own in groups] for group in all_groups],
+            [[float(joint != skeleton.root)] for joint in joints],
+        )
         return SkeletonTables(
-            torch.tensor(skeleton.bone_parents, device=device),
-            torch.tensor(skeleton.bone_children, device=device),
-            groups.to(device),
-            to_joints.to(device),
-            (members / members.sum(1, keepdim=True)).to(device),
-            is_not_root.to(device),
+            *(torch.tensor(table, device=device) for table in indices),
+            *(torch.tensor(table, device=device, dtype=dtype) for table in factors),
         )
 
 

@@ -15,15 +15,12 @@ from .rotation import rotate_by_quaternion
 Z_NEAR = 0.1
 """Metres. Nearer points are not projected by 1/z but by its tangent, and are never in view."""
 
-_UNDISTORTED_MARGIN = 1.5
 _LENS_LIMIT = 2.0  # of (x/z)^2 + (y/z)^2; the reference clamps x/z and y/z to 1
 
 
 def _rays(points: Tensor) -> Tensor:
-    """x/z and y/z (..., 2), with 1/z continued linearly below `Z_NEAR`.
-
-    So it is finite behind the camera, and its gradient is never zero.
-    """
+    """x/z and y/z (..., 2), with 1/z continued linearly below `Z_NEAR`."""
+    # So it is finite behind the camera, and its gradient is never zero.
     z = points[..., 2:]
     safe = z.clamp(min=Z_NEAR)
     return points[..., :2] * torch.add(1 / safe, safe - z, alpha=1 / Z_NEAR**2)
@@ -88,22 +85,18 @@ def in_view(
     intrinsics, rays = _per_point(intrinsics, points), _rays(points)
     if keypoints is None:
         keypoints = _on_screen(_distort(rays, intrinsics), intrinsics)
-    seen = _in_frame(keypoints, 1.0, aspect_ratio)
-    margin = _UNDISTORTED_MARGIN
-    pinhole = _in_frame(_on_screen(rays, intrinsics), margin, margin * aspect_ratio)
-    return (points[..., 2] > Z_NEAR) & seen & pinhole & _grows_outwards(rays, intrinsics)
-
-
-def _in_frame(keypoints: Tensor, x_limit: float, y_limit: float) -> Tensor:
-    x, y = keypoints.abs().unbind(-1)
-    return (x <= x_limit) & (y <= y_limit)
-
-
-def _grows_outwards(rays: Tensor, intrinsics: Tensor) -> Tensor:
-    """(B, ...) bool: the distorted radius still grows with the radius there."""
+    seen = _in_frame(keypoints, aspect_ratio)
+    pinhole = _in_frame(_on_screen(rays, intrinsics), aspect_ratio, margin=1.5)
+    # The slope of the distorted radius: it still grows with the radius there.
     r2 = rays.square().sum(-1)
     k1, k2, k3 = intrinsics[..., 4:7].unbind(-1)
-    return 1 + r2 * torch.addcmul(3 * k1, r2, torch.addcmul(5 * k2, r2, k3, value=7)) > 0
+    slope = 1 + r2 * torch.addcmul(3 * k1, r2, torch.addcmul(5 * k2, r2, k3, value=7))
+    return (points[..., 2] > Z_NEAR) & seen & pinhole & (slope > 0)
+
+
+def _in_frame(keypoints: Tensor, aspect_ratio: float, margin: float = 1.0) -> Tensor:
+    x, y = keypoints.abs().unbind(-1)
+    return (x <= margin) & (y <= margin * aspect_ratio)
 
 
 def undistort_points(keypoints: Tensor, intrinsics: Tensor, iterations: int = 8) -> Tensor:

@@ -88,11 +88,7 @@ SKELETONS: dict[str, Skeleton] = {
 
 
 def find_skeleton(skeleton: str | Skeleton) -> Skeleton:
-    """A preset by its name; a `Skeleton` passes through.
-
-    Raises:
-        PoseAugError: The name is none of `SKELETONS`.
-    """
+    """A preset by its name, or `PoseAugError`; a `Skeleton` passes through."""
     if isinstance(skeleton, Skeleton):
         return skeleton
     if not isinstance(skeleton, str) or skeleton not in SKELETONS:

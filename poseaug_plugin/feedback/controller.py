@@ -5,9 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..augment.augmenter import AugmentedBatch, evenly_spaced
-from ..augment.policy import AugmentationPolicy
-from ..augment.transforms import matching_frames
+from ..augment.transforms import AugmentedBatch, evenly_spaced, matching_frames
 from ..body.skeleton import Skeleton
 
 # Above this share of the mean pose's error an estimator learns nothing from augmented poses.
@@ -82,11 +80,11 @@ class FeedbackController(nn.Module):
     strength: Tensor
     ratio: Tensor
 
-    def __init__(self, policy: AugmentationPolicy) -> None:
+    def __init__(self, strength: Tensor) -> None:
         super().__init__()
         # The policy's own tensor, so that loading a checkpoint sets it there.
-        self.register_buffer("strength", policy.strength)
-        self.register_buffer("ratio", torch.zeros_like(policy.strength))
+        self.register_buffer("strength", strength)
+        self.register_buffer("ratio", torch.zeros_like(strength))
 
     @torch.no_grad()
     def move(self, errors: Tensor, allowed: Tensor) -> None:

@@ -143,10 +143,6 @@ class PoseAdapter:
         made = zip((keypoints, joints), like, strict=True)
         return HostPoses(*(poses.reshape(x.shape).to(x.dtype) for poses, x in made))
 
-    def estimator_inputs(self, inputs_2d: Tensor) -> Tensor:
-        """What the estimator takes for ``inputs_2d``: the same."""
-        return inputs_2d
-
     def predicted_joints(self, prediction: Tensor, skeleton: Skeleton) -> Tensor:
         """(B, T, J, 3), (B, J, 3) or flattened (B, J * 3), in the host's unit."""
         joints = prediction.float().reshape(prediction.shape[0], -1, skeleton.num_joints, 3)
@@ -196,7 +192,7 @@ class HostBatch(NamedTuple):
     camera: Any
 
 
-def mix_samples(
+def mix(
     original: Tensor, augmented: Tensor, sources: Tensor, accepted: Tensor, appends: bool
 ) -> Tensor:
     """The batch with augmented samples where they are accepted; everything else bit for bit.
@@ -215,7 +211,7 @@ def mix_samples(
 def mix_cameras(
     camera: Any, augmented: Tensor, sources: Tensor, accepted: Tensor, appends: bool
 ) -> Any:
-    """The cameras (N, 9) of a batch of `mix_samples`, of the type and device that came in.
+    """The cameras (N, 9) of a batch of `mix`, of the type and device that came in.
 
     ``camera`` is of `one_each`: (B, 9) intrinsics, tensor or array; or several things, of which the
     first is that and the others have a row per sample. None stays None.
@@ -230,7 +226,7 @@ def mix_cameras(
         return _like(camera, [mixed, *others])
     own = camera if isinstance(camera, Tensor) else torch.from_numpy(camera.copy())
     sources, accepted = sources.to(own.device), accepted.to(own.device)
-    cameras = mix_samples(own, augmented.to(own), sources, accepted, appends)
+    cameras = mix(own, augmented.to(own), sources, accepted, appends)
     return cameras if isinstance(camera, Tensor) else np.asarray(cameras)
 
 

@@ -4,7 +4,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,24 +18,22 @@ from ..errors import PoseAugError, warn
 
 _PATIENCE = 100  # batches that come to nothing, after which a word is due
 
-Owner = TypeVar("Owner")
 
-
-class InertCallback(Generic[Owner]):
+class InertCallback:
     """Calls ``method(owner, ...)`` while the owner lives; does nothing in copies.
 
     Deep-copying or pickling the user's model takes its forward hooks along. The copy gets the bound
     method of a null context, which takes any arguments and needs nothing of this package.
     """
 
-    def __init__(self, owner: Owner, method: Callable[..., None]) -> None:
-        self._owner, self._method = weakref.ref(owner), method
+    def __init__(self, owner: object, method: Callable[..., None]) -> None:
+        self.owner, self._method = weakref.ref(owner), method
 
     # Not compiled: a compiled step of the user's would take all of the hook's training in.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *arguments: Any) -> None:
         """Pass the arguments on, if there is still somebody to take them."""
-        owner = self._owner()
+        owner = self.owner()
         if owner is not None:
             self._method(owner, *arguments)
 
@@ -49,7 +47,7 @@ class InertCallback(Generic[Owner]):
 # Callbacks are registered once and for good: taken away while another thread steps, or by the
 # garbage collector in the middle of a step, they would break that step. Their tuple is replaced,
 # never changed, for the same reason.
-_watchers: tuple[tuple[weakref.ref[Any], Callable[..., None]], ...] = ()
+_watchers: tuple[InertCallback, ...] = ()
 _registering = threading.RLock()
 _is_registered = False
 
@@ -57,18 +55,16 @@ _is_registered = False
 # Not compiled, like an `InertCallback`.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _tell_watchers(optimizer: Optimizer, *_: Any) -> None:
-    for watcher, method in _watchers:
-        owner = watcher()
-        if owner is not None:
-            method(owner, optimizer)
+    for watcher in _watchers:
+        watcher(optimizer)
 
 
-def watch_optimizers(owner: Owner, method: Callable[[Owner, Optimizer], None]) -> None:
+def watch_optimizers(owner: object, method: Callable[..., None]) -> None:
     """Call ``method(owner, optimizer)`` before and after every optimizer step, while it lives."""
     global _watchers, _is_registered
     with _registering:
-        living = (watcher for watcher in _watchers if watcher[0]() is not None)
-        _watchers = (*living, (weakref.ref(owner), method))
+        living = (watcher for watcher in _watchers if watcher.owner() is not None)
+        _watchers = (*living, InertCallback(owner, method))
         if not _is_registered:
             _is_registered = True
             register_optimizer_step_pre_hook(_tell_watchers)
@@ -79,7 +75,7 @@ def unwatch_optimizers(owner: object) -> None:
     """Call nobody for this owner any more."""
     global _watchers
     with _registering:
-        _watchers = tuple(watcher for watcher in _watchers if watcher[0]() is not owner)
+        _watchers = tuple(watcher for watcher in _watchers if watcher.owner() is not owner)
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -100,11 +96,8 @@ def check_estimator(estimator: nn.Module) -> None:
         raise PoseAugError(
             f"PoseAugHook: estimator must be a torch.nn.Module, got {type(estimator).__name__}."
         )
-    if any(
-        kind.__name__ in ("FullyShardedDataParallel", "FSDPModule")
-        for module in estimator.modules()
-        for kind in type(module).__mro__
-    ):
+    kinds = {kind.__name__ for module in estimator.modules() for kind in type(module).__mro__}
+    if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
         raise PoseAugError(
             "PoseAugHook: FSDP shards the estimator's parameters, which the hook cannot follow; "
             "use DistributedDataParallel."
@@ -131,8 +124,7 @@ class Reminders:
 
     def __init__(self, names_optimizer: bool) -> None:
         self._names_optimizer = names_optimizer
-        self._without_update = self._too_small = 0
-        self._has_looked = False
+        self._without_update, self._too_small, self._has_looked = 0, 0, False
 
     def too_small(self, size: int, share: float) -> None:
         """A batch had too few samples to augment."""
@@ -149,23 +141,25 @@ class Reminders:
         self._without_update += 1
         if self._without_update == _PATIENCE:
             what = (
-                "the optimizer that the hook was given has not stepped. Does another one step in "
-                "its place? Leave it out, and any with the estimator's parameters counts; or"
-                if self._names_optimizer
-                else "no optimizer with the estimator's parameters has stepped. Is the optimizer a "
+                "no optimizer with the estimator's parameters has stepped. Is the optimizer a "
                 "torch.optim.Optimizer? If not,"
             )
+            if self._names_optimizer:
+                what = (
+                    "the optimizer that the hook was given has not stepped. Does another one step "
+                    "in its place? Leave it out, and any with the estimator's parameters counts; or"
+                )
             warn(
                 f"PoseAugHook: {_PATIENCE} batches were augmented and {what} call hook.step() "
                 "right before its step()."
             )
-        has_looked, self._has_looked = self._has_looked, True
-        if not has_looked and not usable.any():
+        if not self._has_looked and not usable.any():
             warn(
                 "PoseAugHook: no sample of the first batch is finite and in front of the camera, "
                 "so nothing was augmented. print(hook.check_batch(inputs_2d, inputs_3d, camera)) "
                 "tells more."
             )
+        self._has_looked = True
 
     def updating(self) -> None:
         """An optimizer steps."""

@@ -43,10 +43,9 @@ class PoseSource:
         flip: bool = True,
     ) -> None:
         names = list(poses_3d) if isinstance(poses_3d, Mapping) else range(len(poses_3d))
-        cpu = torch.device("cpu")
         given = [poses_3d[name] for name in names]
         arrays = [x.copy() if isinstance(x, np.ndarray) else x for x in given]
-        sequences = [torch.as_tensor(array, device=cpu) for array in arrays]
+        sequences = [torch.as_tensor(array, device="cpu") for array in arrays]
         joints = {s.shape[1] if s.dim() == 3 and s.shape[2] == 3 else 0 for s in sequences}
         if len(joints) != 1 or not all(joints) or not all(map(len, sequences)):
             got = [tuple(s.shape) for s in sequences[:3]]
@@ -57,7 +56,7 @@ class PoseSource:
         if np.shape(cameras) == (9,):
             cameras = dict.fromkeys(names, cameras)
         try:
-            rows = [torch.as_tensor(cameras[n], dtype=torch.float32, device=cpu) for n in names]
+            rows = [torch.as_tensor(cameras[n], dtype=torch.float32, device="cpu") for n in names]
             self.cameras = torch.stack(rows)
         except (KeyError, IndexError, TypeError, RuntimeError, ValueError):
             self.cameras = torch.empty(0)
@@ -66,10 +65,9 @@ class PoseSource:
                 f"PoseSource: cameras must give (9,) intrinsics for each of the {len(sequences)} "
                 "sequences, under the same keys (or in the same order), or one (9,) for all."
             )
-        self.sequences = sequences
         check_flag("PoseSource: causal", causal)
         check_flag("PoseSource: flip", flip)
-        self.causal, self.flip = causal, flip
+        self.sequences, self.causal, self.flip = sequences, causal, flip
 
     def __repr__(self) -> str:
         frames = sum(len(s) for s in self.sequences)
@@ -80,10 +78,7 @@ class PoseSource:
         return frames - 1 if self.causal else middle_frame(frames)
 
     def open(self, adapter: Adapter, skeleton: Skeleton, device: torch.device) -> PoseWindows:
-        """Bring the sequences into canonical form and onto the device.
-
-        Raises `PoseAugError` for another number of joints, or poses not in front of the camera.
-        """
+        """Bring the sequences into canonical form and onto the device; `PoseAugError` if unfit."""
         joints = torch.cat(self.sequences)
         if joints.shape[1] != skeleton.num_joints:
             raise PoseAugError(
@@ -108,10 +103,7 @@ class PoseSource:
 
 
 class PoseWindows:
-    """A `PoseSource` on a device.
-
-    Of all frames (F,) it takes joints, intrinsics, and the ends of the sequence that each is in.
-    """
+    """A `PoseSource` on a device: of all frames (F,) joints, intrinsics, ends of the sequence."""
 
     def __init__(self, source: PoseSource, skeleton: Skeleton, *frames: Tensor) -> None:
         self.joints, self.intrinsics, self.first, self.last = frames
@@ -120,8 +112,7 @@ class PoseWindows:
         self.mirrored_joints = torch.tensor(skeleton.flip_permutation, device=device)
         self.mirror = torch.tensor([-1.0, 1.0, 1.0], device=device)
         # The principal point's x and the first tangential coefficient of the lens change sign.
-        self.mirrored_camera = torch.ones(9, device=device)
-        self.mirrored_camera[[2, 7]] = -1.0
+        self.mirrored_camera = torch.tensor([1.0, 1, -1, 1, 1, 1, 1, -1, 1], device=device)
 
     def sample(self, count: int, frames: int, generator: torch.Generator) -> CanonicalBatch:
         """``count`` windows of ``frames`` frames, drawn with ``generator`` (on their device)."""
@@ -129,8 +120,8 @@ class PoseWindows:
         draws = torch.rand(2, count, device=device, generator=generator)
         target = (draws[0] * len(self.joints)).long().clamp(max=len(self.joints) - 1)
         offsets = torch.arange(frames, device=device) - self.target_frame(frames)
-        places = target[:, None] + offsets
-        places = places.clamp(self.first[target, None], self.last[target, None])
+        first, last = self.first[target, None], self.last[target, None]
+        places = (target[:, None] + offsets).clamp(first, last)
         joints, intrinsics = self.joints[places], self.intrinsics[target]
         if self.flips:
             flip = draws[1] < 0.5

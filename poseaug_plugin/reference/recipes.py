@@ -1,27 +1,39 @@
 """`Paper` and `Released`: PoseAug by its paper's formulas, and by its code's."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import ClassVar, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from ..adversary.critics import AdversarialTerm, Critic, KeypointCritic, PartKCSCritic
-from ..adversary.losses import RangeTerm, Term
-from ..augment.augmenter import FrameCheck
+from ..adversary.critics import (
+    AdversarialTerm,
+    Critic,
+    KeypointCritic,
+    PartKCSCritic,
+    RangeTerm,
+    Term,
+)
+from ..adversary.losses import weighted_mean
+from ..augment.augmenter import FrameCheck, Projection
+from ..augment.transforms import GeneratedPoses, Policy, matching_frames
+from ..body.bones import root_relative
 from ..body.camera import in_view
 from ..body.skeleton import Skeleton
-from ..errors import check_choice, check_number
+from ..errors import PoseAugError, check_choice, check_number
+from ..feedback.observer import first_tensor
 from ..options import Options, Surroundings, Training, UpdateContext, learns
+from ..runtime.isolation import isolated_call
 from ..runtime.optimizer import GuardedAdam
 from .feedback import (
     BothSidedTerm,
     ErrorKind,
-    EstimatorFeedback,
-    FeedbackCase,
-    IsolatedEstimator,
     Ramp,
     ReleasedRangeTerm,
+    estimator_errors,
     paper_feedback,
     project_clamped,
     released_feedback,
@@ -32,32 +44,90 @@ from .regressors import RegressorPolicy
 _GROWING = Ramp(3.0, 5.0)
 
 
-class Formulas(NamedTuple):
-    """What differs between paper and released code beside numbers."""
+class FeedbackCase(NamedTuple):
+    """Poses on which the estimator is asked, and how much harder than their originals they get."""
 
-    policy: dict[str, Any]  # of `RegressorPolicy`
+    weight: float
+    hardness: Ramp
+    tolerance: float
+    poses: Callable[[GeneratedPoses], Tensor]  # (B, T, J, 3)
+
+
+@dataclass
+class EstimatorFeedback:
+    """The estimator's own error as a term of the policy's loss, asked without a trace in it."""
+
+    ask: IsolatedEstimator
+    cases: tuple[FeedbackCase, ...]
+    loss: Callable[[Tensor, Tensor, float, float], Tensor]
+    warmup: float
+    project: Projection
+    progress: float = 0.0  # share of the training that is done
+    name = "feedback"
+
+    def __call__(self, generated: GeneratedPoses) -> Tensor:
+        """The weighted term, 0-d."""
+        weights = generated.weights
+        total = weights.new_zeros(())
+        if not self.cases or (self.warmup and self.progress <= self.warmup):
+            return total
+        clean, _, intrinsics, _ = generated.inputs.poses
+        easier = self.ask(self.project(clean, intrinsics), clean).detach()
+        for case in self.cases:
+            poses, hardness = case.poses(generated), case.hardness.at(self.progress)
+            moved = poses is generated.poses.moved
+            keypoints = generated.keypoints if moved else self.project(poses, intrinsics)
+            terms = self.loss(self.ask(keypoints, poses), easier, hardness, case.tolerance)
+            total = total + case.weight * weighted_mean(terms, weights)
+        return total
+
+
+@dataclass
+class IsolatedEstimator:
+    """The estimator's error L_P, differentiable in the poses."""
+
+    surroundings: Surroundings
     error: ErrorKind
-    mode: Literal["frozen", "as_found"]  # of the estimator that is asked
-    feedback: Callable[[Tensor, Tensor, float, float], Tensor]
-    tolerances: tuple[float, float]  # of the feedback on bent and on moved poses
-    adversarial: Callable[[Critic], Term]
-    range: Callable[[Skeleton], Term]
-    frame_check: Callable[[float], FrameCheck]  # by aspect ratio
+    mode: Literal["frozen", "as_found"]  # of `isolated_call`
+    context: UpdateContext | None = None  # of the update that begins
+
+    def __call__(self, keypoints: Tensor, joints: Tensor) -> Tensor:
+        """(B, T, J, 2) and (B, T, J, 3) to errors (B, terms)."""
+        assert self.context is not None
+        _, batch, host, defaults = self.context
+        assert batch is not None
+        assert host is not None
+        estimator, adapter, skeleton, generator = self.surroundings
+        joints = matching_frames(joints, batch.joints.shape[1], batch.target)
+        inputs = adapter.encode(joints, keypoints, host, skeleton).inputs_2d
+        inputs = getattr(adapter, "estimator_inputs", lambda same: same)(inputs)
+        with defaults.used():
+            output = first_tensor(isolated_call(estimator, inputs, generator, self.mode))
+        if output is None:
+            raise PoseAugError("this preset's feedback needs an estimator that returns a tensor.")
+        predicted = adapter.predicted_joints(output, skeleton)
+        joints = root_relative(matching_frames(joints, predicted.shape[1], batch.target), skeleton)
+        return estimator_errors(root_relative(predicted, skeleton), joints, self.error, skeleton)
 
 
-PAPER = Formulas(
-    policy={"shared_extractor": True},
-    error="squared_norm",
-    mode="frozen",
-    feedback=lambda harder, easier, ratio, _: paper_feedback(harder, easier, ratio),
-    tolerances=(0.0, 0.0),
-    adversarial=AdversarialTerm,
-    range=lambda skeleton: RangeTerm(skeleton, weight=1.0, length_limit=0.1),
-    # Keypoints are of clamped rays, so they do not tell.
-    frame_check=lambda aspect: lambda points, _, camera: in_view(points, camera, aspect),
-)
+class Formulas(NamedTuple):
+    """What differs between the paper, by default, and the released code beside numbers."""
+
+    policy: Callable[..., Policy] = partial(RegressorPolicy, shared_extractor=True)
+    error: ErrorKind = "squared_norm"
+    mode: Literal["frozen", "as_found"] = "frozen"  # of the estimator that is asked
+    feedback: Callable[[Tensor, Tensor, float, float], Tensor] = paper_feedback
+    tolerances: tuple[float, float] = (0.0, 0.0)  # of the feedback on bent and on moved poses
+    adversarial: Callable[[Critic], Term] = AdversarialTerm
+    range: Callable[[Skeleton], Term] = partial(RangeTerm, weight=1.0, length_limit=0.1)
+    # By aspect ratio. The paper's keypoints are of clamped rays, so they do not tell.
+    frame_check: Callable[[float], FrameCheck] = lambda aspect: (
+        lambda points, _, camera: in_view(points, camera, aspect)
+    )
+
+
 RELEASED = Formulas(
-    policy={"fixed_trunk": True},
+    policy=partial(RegressorPolicy, fixed_trunk=True),
     error="grouped",
     mode="as_found",
     feedback=released_feedback,
@@ -103,7 +173,7 @@ class Paper:
     name: ClassVar[str] = "paper"
     share: ClassVar[float] = 0.5
     reads: ClassVar[frozenset[str]] = frozenset(("policy", "operations", "share", "total_updates"))
-    formulas: ClassVar[Formulas] = PAPER
+    formulas: ClassVar[Formulas] = Formulas()
 
     def __post_init__(self) -> None:
         check_choice("kcs", self.kcs, ("parts", "whole"))
@@ -125,9 +195,7 @@ class Paper:
         total, formulas = options.total_updates, self.formulas
         policy = options.policy
         if policy is None:
-            policy = RegressorPolicy(
-                skeleton, operations=options.operations, width=self.width, **formulas.policy
-            )
+            policy = formulas.policy(skeleton, operations=options.operations, width=self.width)
         policy.to(generator.device)
         frame_check = formulas.frame_check(surroundings.aspect_ratio)
         if not learns(policy):
@@ -149,7 +217,7 @@ class Paper:
             return optimizers[-1]
 
         def before_update(context: UpdateContext) -> None:
-            ask.prepare(context)
+            ask.context = context
             feedback.progress = min(context.num_updates / total, 1.0)
             for optimizer in optimizers:
                 optimizer.set_learning_rate(self.learning_rate * (1.0 - feedback.progress))

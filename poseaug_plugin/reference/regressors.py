@@ -8,15 +8,12 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from ..adversary.critics import GroupedLinear
-from ..augment.policy import Operation, Policy, check_operations
-from ..augment.transforms import AugmentationParameters, identity_parameters, middle_frame
+from ..augment.policy import Operation, check_operations
+from ..augment.transforms import AugmentationParameters, Policy, identity_parameters, middle_frame
 from ..body.bones import bone_lengths, joints_to_bones, per_bone, root_relative
 from ..body.presets import find_skeleton
 from ..body.rotation import axis_angle_to_matrix
 from ..body.skeleton import Skeleton
-
-_HIGHEST_LENGTH_RATIO = 0.2
-_HIGHEST_ROTATION = 3.1415  # per component
 
 
 class RawParameters(NamedTuple):
@@ -40,17 +37,12 @@ class RegressorNetwork(nn.Module):
 
     def __init__(self, skeleton: Skeleton, branches: int, width: int) -> None:
         super().__init__()
-        self.skeleton = skeleton
-        self.branches = branches
-        self.noise_size = branches * self.NOISE
+        self.skeleton, self.branches = skeleton, branches
+        self.noise_size, layers = branches * self.NOISE, range(2 * self.STAGES)
         self.inputs = GroupedLinear(branches, 3 * skeleton.num_joints + self.NOISE, width)
         self.lengths = nn.Linear(skeleton.num_bones, width, bias=False)
-        self.hidden = nn.ModuleList(
-            [GroupedLinear(branches, width, width) for _ in range(2 * self.STAGES)]
-        )
-        self.norms = nn.ModuleList(
-            [nn.BatchNorm1d(branches * width) for _ in range(2 * self.STAGES + 1)]
-        )
+        self.hidden = nn.ModuleList([GroupedLinear(branches, width, width) for _ in layers])
+        self.norms = nn.ModuleList([nn.BatchNorm1d(branches * width) for _ in (None, *layers)])
         sizes = (3 * skeleton.num_bones, skeleton.num_bone_length_groups, 3, 3)
         self.heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
 
@@ -60,10 +52,8 @@ class RegressorNetwork(nn.Module):
         pose = repeat(relative_joints, "batch j xyz -> batch branch (j xyz)", branch=self.branches)
         noise = rearrange(noise, "batch (branch n) -> batch branch n", branch=self.branches)
         features = self.inputs(torch.cat([pose, noise], -1))
-        lengths = self.lengths(bone_lengths(joints_to_bones(relative_joints, self.skeleton)))
-        branch = min(self.LENGTH_BRANCH, self.branches - 1)
-        before, own, after = features.split([branch, 1, self.branches - branch - 1], 1)
-        features = torch.cat([before, own + lengths.unsqueeze(1), after], 1)
+        lengths = bone_lengths(joints_to_bones(relative_joints, self.skeleton))
+        features[:, min(self.LENGTH_BRANCH, self.branches - 1)] += self.lengths(lengths)
         features = self._normalised(features, self.norms[0])
         for layer, norm in zip(self.hidden, self.norms[1:], strict=True):
             features = self._normalised(layer(features), norm)
@@ -108,8 +98,7 @@ class RegressorPolicy(Policy):
         super().__init__()
         self.skeleton = find_skeleton(skeleton)
         self.operations = check_operations(operations)
-        branches = 1 if shared_extractor else 4
-        self.network = RegressorNetwork(self.skeleton, branches, width)
+        self.network = RegressorNetwork(self.skeleton, 1 if shared_extractor else 4, width)
         self.noise_size = self.network.noise_size
         bones = torch.ones(self.skeleton.num_bones, 1)
         lengths = torch.ones(self.skeleton.num_bone_length_groups)
@@ -128,23 +117,22 @@ class RegressorPolicy(Policy):
 
     def bound(self, joints: Tensor, raw: RawParameters) -> AugmentationParameters:
         """The parameters that the networks' outputs mean."""
-        offset, ratio, rotation, translation, focal_ratio = identity_parameters(
-            joints, self.skeleton
-        )
+        identity = identity_parameters(joints, self.skeleton)
+        offset, ratio, rotation, translation, focal_ratio = identity
         if "bone_angle" in self.operations:
             offset = raw.bone_angle.unsqueeze(1) * self.free_bones
         if "bone_length" in self.operations:
-            ratios = _HIGHEST_LENGTH_RATIO * (raw.bone_length * self.free_lengths).tanh()
+            ratios = 0.2 * (raw.bone_length * self.free_lengths).tanh()
             ratio = per_bone(ratios, self.skeleton).unsqueeze(1)
         if "rigid" in self.operations:
-            rotation = axis_angle_to_matrix(_HIGHEST_ROTATION * raw.rotation.tanh()).unsqueeze(1)
+            # Highest per component, as released.
+            rotation = axis_angle_to_matrix(3.1415 * raw.rotation.tanh()).unsqueeze(1)
             place = torch.cat([raw.translation[:, :2], raw.translation[:, 2:].square()], 1)
             translation = place.unsqueeze(1)
         return AugmentationParameters(offset, ratio, rotation, translation, focal_ratio)
 
     @override
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
-        """Regress the parameters, and bound them."""
         return self.bound(joints, self.regress(joints, noise))
 
 

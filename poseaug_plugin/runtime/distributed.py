@@ -57,22 +57,21 @@ class Ranks:
         rank is NaN on all, so that all leave the step out. Buffers are averaged in place, weighted
         by the first part.
         """
+        given = [*parts, WeightedGradients(buffers, parts[0].weight)]
         tensors: list[Tensor] = []
-        for gradients, weight in parts:
+        for gradients, weight in given:
             tensors += [torch.where(weight > 0, g * weight, 0.0) for g in gradients]
             tensors.append(weight)
-        tensors += [b * parts[0].weight for b in buffers]
         flat = torch.cat([t.reshape(-1).to(torch.float32) for t in tensors])
         dist.all_reduce(flat, group=self.group)
         summed = iter(flat.split([t.numel() for t in tensors]))
         averaged = []
-        for gradients, _ in parts:
+        for gradients, _ in given:
             sums = [next(summed).view_as(g) for g in gradients]
             weight = next(summed).reshape(())
             means = [s / weight.clamp(min=1e-12) for s in sums]
             averaged.append(WeightedGradients(means, weight))
-        for buffer, total in zip(buffers, summed, strict=True):
-            weight = averaged[0].weight
-            mean = total.view_as(buffer) / weight.clamp(min=1e-12)
+        means, weight = averaged.pop()
+        for buffer, mean in zip(buffers, means, strict=True):
             buffer.copy_(torch.where(weight > 0, mean, buffer))
         return averaged

@@ -12,13 +12,11 @@ from torch import Tensor, nn
 
 def unwrap_module(module: nn.Module) -> nn.Module:
     """The user's own module inside DistributedDataParallel, DataParallel or torch.compile."""
+    wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
     while True:
-        inner = getattr(module, "_orig_mod", None)
-        if inner is None and isinstance(
-            module, (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        ):
-            inner = module.module
-        if not isinstance(inner, nn.Module):
+        inner = module.module if isinstance(module, wrappers) else module
+        inner = getattr(inner, "_orig_mod", inner)
+        if not isinstance(inner, nn.Module) or inner is module:
             return module
         module = inner
 
@@ -91,7 +89,7 @@ def seeded_stream(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _inference_layers(module: nn.Module) -> Iterator[None]:
+def _evaluating(module: nn.Module) -> Iterator[None]:
     """Every layer in evaluation mode, and afterwards as found."""
     training = [m for m in module.modules() if m.training]
     try:
@@ -119,13 +117,14 @@ def isolated_call(
     """
     module = unwrap_module(module)
     stand_ins = _stand_ins(module)
-    inputs = inputs.clone()  # the module may write into it
-    layers = _inference_layers(module)
-    if mode == "as_found":
+    if mode == "frozen":
+        layers = _evaluating(module)
+    else:
         seed = torch.randint(2**31, (1,), generator=generator, device=generator.device)
         layers = seeded_stream(int(seed), inputs.device)
     with torch.autocast(inputs.device.type, enabled=False), layers:
-        return torch.func.functional_call(module, stand_ins, (inputs,), tie_weights=False)
+        # A clone, since the module may write into it.
+        return torch.func.functional_call(module, stand_ins, (inputs.clone(),), tie_weights=False)
 
 
 def _stand_ins(module: nn.Module) -> dict[str, Tensor]:
@@ -138,8 +137,6 @@ def _stand_ins(module: nn.Module) -> dict[str, Tensor]:
     for prefix, part in module.named_modules():
         named |= part.named_parameters(prefix, recurse=False, remove_duplicate=False)
         named |= part.named_buffers(prefix, recurse=False, remove_duplicate=False)
-    made = {
-        id(x): x.detach() if isinstance(x, nn.Parameter) else x.detach().clone()
-        for x in named.values()
-    }
+    made = {id(x): x.detach() for x in named.values()}
+    made |= {id(x): x.detach().clone() for x in named.values() if not isinstance(x, nn.Parameter)}
     return {name: made[id(x)] for name, x in named.items()}

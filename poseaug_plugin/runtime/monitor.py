@@ -1,7 +1,7 @@
 """`Monitor`: what happens inside the hook, kept on the device until somebody reads it."""
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,7 @@ from ..errors import warn
 
 
 class Diagnostics(NamedTuple):
-    """Running means over about the last fifty updates, and counts since the start.
-
-    A mean is NaN where it does not apply.
-    """
+    """Means over about the last fifty updates, NaN where they do not apply, and counts of all."""
 
     updates: int
     strength: float  # of all spreads, 0 to 1: what feedback leaves of them
@@ -28,19 +25,13 @@ class Diagnostics(NamedTuple):
     skipped_steps: int  # updates in which a network was left out, its gradient not being finite
 
 
-_MEANS = (
-    *("strength", "hardness_ratio", "mean_pose_ratio"),
-    *("kept_share", "angle_change", "length_change", "diversity"),
-)
-_FORGET = 0.02
-_SETTLED = 100  # updates before a running mean is worth a warning
-
-_FURTHER_AWAY = ", or put them further away: spread=Spread(depth=(0.9, 1.5))"
+_MEANS = tuple(name for name, kind in get_type_hints(Diagnostics).items() if kind is float)
 
 
-def _remedies(d: Diagnostics, further_away: str) -> dict[str, str]:
-    """What is wrong and what to do, by the name of the figure that says so."""
+def _remedies(d: Diagnostics, learned: float, reads_spread: bool) -> dict[str, str]:
+    """What is wrong and what to do, by the figure that says so, after ``learned`` readings."""
     found = {}
+    further_away = ", or put them further away: spread=Spread(depth=(0.9, 1.5))"
     if d.diversity < 0.2:
         found["diversity"] = (
             f"the augmented poses of a batch have become nearly the same ({d.diversity:.2f} of the "
@@ -50,9 +41,9 @@ def _remedies(d: Diagnostics, further_away: str) -> dict[str, str]:
         found["kept_share"] = (
             f"only {d.kept_share:.0%} of the augmented poses are in front of the camera and in "
             "frame; the others fall back to the originals. Check hook.check_batch(...) and the "
-            f"adapter's aspect_ratio{further_away}."
+            f"adapter's aspect_ratio{further_away if reads_spread else ''}."
         )
-    if d.skipped_steps > 0.1 * d.updates:
+    if d.skipped_steps > 0.1 * learned:
         found["skipped_steps"] = (
             f"{d.skipped_steps} updates were left out because their gradients were not finite. "
             "Check hook.check_batch(...)."
@@ -61,10 +52,7 @@ def _remedies(d: Diagnostics, further_away: str) -> dict[str, str]:
 
 
 class Monitor(nn.Module):
-    """Running means and counters as buffers: saved with the rest, and never forcing a sync.
-
-    ``reads_spread`` says that the policy draws from a `Spread`, which a remedy may name.
-    """
+    """Running means and counters as buffers: saved with the rest, and never forcing a sync."""
 
     means: Tensor
     seen: Tensor
@@ -72,7 +60,8 @@ class Monitor(nn.Module):
 
     def __init__(self, critics: tuple[str, ...], reads_spread: bool) -> None:
         super().__init__()
-        self.critics, self.reads_spread = critics, reads_spread
+        self.critics = critics
+        self.reads_spread = reads_spread  # the policy draws from one, so a remedy may name it
         self.names = (*_MEANS, *critics)
         self.register_buffer("means", torch.zeros(len(self.names)))
         self.register_buffer("seen", torch.zeros(len(self.names)))
@@ -90,8 +79,8 @@ class Monitor(nn.Module):
         latest = torch.stack([values.get(n, missing).to(self.means.dtype) for n in self.names])
         known = latest.isfinite()
         self.seen += known
-        # A plain mean at first, an exponential one later.
-        rate = torch.where(known, (1 / self.seen.clamp(min=1)).clamp(min=_FORGET), 0.0)
+        # A plain mean at first, an exponential one of fifty later.
+        rate = torch.where(known, (1 / self.seen.clamp(min=1)).clamp(min=0.02), 0.0)
         self.means += rate * (torch.where(known, latest, 0.0) - self.means)
         self.counts[1] += skipped.to(torch.int64)
 
@@ -99,9 +88,8 @@ class Monitor(nn.Module):
         """Bring the values to the host, and warn, once each, of what they say."""
         values = torch.where(self.seen > 0, self.means, math.nan).tolist()
         means = dict(zip(self.names, values, strict=True))
-        cosine = 1 - means["angle_change"]
-        if cosine == cosine:
-            means["angle_change"] = math.degrees(math.acos(min(max(cosine, -1.0), 1.0)))
+        cosine = min(max(1 - means["angle_change"], -1.0), 1.0)  # NaN stays NaN
+        means["angle_change"] = math.degrees(math.acos(cosine))
         unusable, skipped = self.counts.tolist()
         result = Diagnostics(
             updates=updates,
@@ -110,8 +98,11 @@ class Monitor(nn.Module):
             skipped_steps=skipped,
             **means,
         )
-        found = _remedies(result, _FURTHER_AWAY if self.reads_spread else "")
-        for name in found.keys() - self._warned if updates >= _SETTLED else ():
-            self._warned.add(name)
-            warn(f"PoseAugHook: {found[name]}")
+        if updates >= 100:  # before, a running mean is not worth a warning
+            for name, remedy in _remedies(
+                result, self.seen.max().item(), self.reads_spread
+            ).items():
+                if name not in self._warned:
+                    self._warned.add(name)
+                    warn(f"PoseAugHook: {remedy}")
         return result

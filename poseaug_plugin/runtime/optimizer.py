@@ -4,8 +4,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
-_BETAS, _EPSILON = (0.9, 0.999), 1e-8  # Adam's own
-
 
 class GuardedAdam(nn.Module):
     """Adam with gradient clipping that leaves out steps whose gradient is not finite.
@@ -25,16 +23,15 @@ class GuardedAdam(nn.Module):
     ) -> None:
         super().__init__()
         self.network_parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
-        self.learning_rate, self.max_gradient_norm = learning_rate, max_gradient_norm
+        self.max_gradient_norm = max_gradient_norm
         parameters, device = self.network_parameters, self.network_parameters[0].device
         sizes = [p.numel() for p in parameters]
         self.register_buffer("first_moment", torch.zeros(sum(sizes), device=device))
         self.register_buffer("second_moment", torch.zeros(sum(sizes), device=device))
         self.register_buffer("steps", torch.zeros(len(sizes), device=device))
         # On a GPU a tensor, since a CUDA graph may hold the steps.
-        self._rate: Tensor | float = learning_rate
-        if device.type == "cuda":
-            self._rate = torch.tensor(learning_rate, device=device)
+        on_gpu = device.type == "cuda"
+        self._rate = torch.tensor(learning_rate, device=device) if on_gpu else learning_rate
         self._moments = [
             [part.view_as(p) for part, p in zip(moment.split(sizes), parameters, strict=True)]
             for moment in (self.first_moment, self.second_moment)
@@ -58,10 +55,7 @@ class GuardedAdam(nn.Module):
 
     @torch.no_grad()
     def step(self, gradients: list[Tensor], allowed: Tensor) -> Tensor:
-        """Take one step, unless a gradient is not finite or ``allowed`` (a 0-d bool) is False.
-
-        Returns a 0-d bool on the device: it was left out because a gradient was not finite.
-        """
+        """Take a step if ``allowed`` (0-d bool); answers (0-d bool) if NaN or Inf kept it back."""
         parameters = self.network_parameters
         gradients = [_laid_out_like(*pair) for pair in zip(parameters, gradients, strict=True)]
         for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -79,11 +73,11 @@ class GuardedAdam(nn.Module):
             capturable=self.steps.is_cuda,
             found_inf=(~(finite & allowed)).to(torch.float32),
             amsgrad=False,
-            beta1=_BETAS[0],
-            beta2=_BETAS[1],
+            beta1=0.9,  # Adam's own, like the next and eps
+            beta2=0.999,
             lr=self._rate,
             weight_decay=0.0,
-            eps=_EPSILON,
+            eps=1e-8,
             maximize=False,
         )
         for parameter in parameters:

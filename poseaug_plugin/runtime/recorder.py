@@ -1,5 +1,6 @@
 """`Recorder`: the hook's own work, replayed on a GPU."""
 
+from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple, TypeVar
 
@@ -38,7 +39,7 @@ class Recorder:
 
     def forget(self) -> None:
         """Drop all recordings, because memory that they work on is no longer the one in use."""
-        self._calls: dict[Hashable, int] = {}
+        self._calls: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, _Recording] = {}
 
     def call(self, method: Callable[..., Result], *arguments: Any) -> Result:
@@ -52,10 +53,11 @@ class Recorder:
             return method(*arguments)
         leaves, structure = tree_flatten(arguments)
         tensors = [x for x in leaves if isinstance(x, Tensor)]
-        kind = (method.__name__, *map(_kind_of, leaves))
+        kinds = ((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
+        kind = (method.__name__, *kinds)
         if kind not in self._recordings:
-            calls = self._calls[kind] = self._calls.get(kind, 0) + 1
-            if calls <= _WARM_UP or len(self._recordings) == _MOST_RECORDINGS:
+            self._calls[kind] += 1
+            if self._calls[kind] <= _WARM_UP or len(self._recordings) == _MOST_RECORDINGS:
                 return method(*arguments)
             inputs = self._own_inputs(tensors)
             own = iter(inputs)
@@ -63,8 +65,8 @@ class Recorder:
             try:
                 recording = self._record(method, tree_unflatten(fed, structure), inputs)
             except Exception as failure:
-                self.forget()
                 self.records = False
+                self.forget()
                 warn(
                     f"PoseAugHook: the hook's work could not be recorded in a CUDA graph "
                     f"({type(failure).__name__}: {failure}), so it goes on several times slower. "
@@ -103,7 +105,3 @@ class Recorder:
 def _must_run_as_written() -> bool:
     # In a capture of the user's own, and where autograd looks at every gradient.
     return torch.cuda.is_current_stream_capturing() or torch.is_anomaly_enabled()
-
-
-def _kind_of(leaf: Any) -> Hashable:
-    return (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from poseaug_plugin.adversary.critics import (
     AdversarialTerm,
+    EntropyTerm,
+    FrameTerm,
     KeypointCritic,
     PartKCSCritic,
+    RangeTerm,
     critic_loss,
 )
 from poseaug_plugin.adversary.losses import (
-    EntropyTerm,
-    FrameTerm,
-    RangeTerm,
     critic_accuracy,
     lsgan_critic_loss,
     lsgan_policy_loss,

@@ -45,7 +45,7 @@ OUT_OF_SIGHT = Spread(depth=(0.01, 0.02), keep_view=0)
 
 
 def new_controller() -> FeedbackController:
-    return FeedbackController(AugmentationPolicy("h36m_16"))
+    return FeedbackController(AugmentationPolicy("h36m_16").strength)
 
 
 def move(
@@ -119,12 +119,12 @@ def test_what_was_not_observed_changes_nothing(
 
 def test_strength_is_the_policys_own() -> None:
     policy = AugmentationPolicy("h36m_16")
-    controller = FeedbackController(policy)
+    controller = FeedbackController(policy.strength)
     move(controller, 2.0, 40)
     assert 0 < controller.strength < 1
     assert policy.strength.data_ptr() == controller.strength.data_ptr()
     other = AugmentationPolicy("h36m_16")
-    FeedbackController(other).load_state_dict(controller.state_dict())
+    FeedbackController(other.strength).load_state_dict(controller.state_dict())
     assert other.strength == controller.strength
 
 

@@ -32,8 +32,6 @@ from poseaug_plugin.body.presets import H36M_16, SKELETONS
 from poseaug_plugin.body.skeleton import Skeleton
 from poseaug_plugin.reference.feedback import (
     BothSidedTerm,
-    EstimatorFeedback,
-    FeedbackCase,
     Ramp,
     ReleasedRangeTerm,
     dead_zone,
@@ -45,7 +43,7 @@ from poseaug_plugin.reference.feedback import (
     released_feedback,
     released_frame_check,
 )
-from poseaug_plugin.reference.recipes import Paper, Released
+from poseaug_plugin.reference.recipes import EstimatorFeedback, FeedbackCase, Paper, Released
 
 WEIGHTS = torch.tensor([1.0, 0, 1, 1, 0, 1], dtype=torch.float64)
 each_preset = pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS)

@@ -72,6 +72,21 @@ def test_the_spread_is_no_remedy_for_a_policy_that_does_not_read_it() -> None:
     assert "spread" not in str(caught[0].message).split("PoseAugHook: ")[1]
 
 
+def test_left_out_updates_are_a_share_of_those_that_learn() -> None:
+    # Of 480 updates one in eight learns.
+    with pytest.warns(PoseAugWarning, match="60 updates were left out"):
+        monitor_with(60, skipped=True, **FINE).read(8 * 60)
+    monitor = monitor_with(60, **FINE)
+    for _ in range(5):
+        monitor.record(torch.tensor(True), diversity=torch.tensor(0.9))
+    monitor.read(65)
+    monitor.read(8 * 65)  # 5 of 65 are few
+    for _ in range(10):
+        monitor.record(torch.tensor(True), diversity=torch.tensor(0.9))
+    with pytest.warns(PoseAugWarning, match="15 updates were left out"):
+        monitor.read(8 * 75)
+
+
 def test_bad_reading_is_warned_of_once() -> None:
     monitor = monitor_with(**{**FINE, "diversity": 0.1})
     with pytest.warns(PoseAugWarning):
@@ -125,10 +140,10 @@ def test_readings_that_are_not_finite_are_left_out(value: float) -> None:
 
 
 def test_counts_add_up() -> None:
-    diagnostics = monitor_with(7, skipped=True, **FINE).read(150)
+    diagnostics = monitor_with(7, skipped=True, **FINE).read(50)
     assert diagnostics.unusable_samples == 14
     assert diagnostics.skipped_steps == 7
-    assert diagnostics.updates == 150
+    assert diagnostics.updates == 50
 
 
 def means_of(diagnostics: Diagnostics) -> dict[str, float]:
