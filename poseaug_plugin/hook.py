@@ -321,12 +321,10 @@ class PoseAugHook:
     def _make_trainer(self, skeleton: Skeleton) -> Trainer:
         device, source = attachment.device_of(self._estimator), self._source
         generator = torch.Generator(device)
-        surroundings = Surroundings(self._estimator, self.adapter, skeleton, generator)
+        around = Surroundings(self._estimator, self.adapter, skeleton, generator)
         with library_defaults(device):
             windows = None if source is None else source.open(self.adapter, skeleton, device)
-            return Trainer(
-                self.preset, self.options, surroundings, self._seed, windows, self._ranks
-            )
+            return Trainer(self.preset, self.options, around, self._seed, windows, self._ranks)
 
     def _existing_trainer(self) -> Trainer:
         if self._trainer is None:
@@ -411,9 +409,6 @@ class PoseAugHook:
         self._reminders.updating()
         trainer = self._existing_trainer()
         batch, host = pending or (None, None)
-        if not trainer.learns_next:
-            trainer.update(batch)
-            return
         try:
             with torch.enable_grad(), library_defaults(trainer.generator.device) as defaults:
                 if prediction is not None:

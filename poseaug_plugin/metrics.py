@@ -15,18 +15,14 @@ from torch import Tensor
 
 from .errors import PoseAugError, check_choice
 
-Reduction = Literal["mean", "none"]
+Reduce = Literal["mean", "none"]
 
 AUC_THRESHOLDS = tuple(millimetres / 1000 for millimetres in range(0, 151, 5))
 """Metres. The 31 thresholds of MPI-INF-3DHP, 0 to 150 mm."""
 
 
 def mpjpe(
-    predicted: Tensor,
-    target: Tensor,
-    *,
-    weights: Tensor | None = None,
-    reduction: Reduction = "mean",
+    predicted: Tensor, target: Tensor, *, weights: Tensor | None = None, reduction: Reduce = "mean"
 ) -> Tensor:
     """Mean per-joint position error: Human3.6M protocol 1 (Ionescu et al. 2014).
 
@@ -49,7 +45,7 @@ def mpjpe(
     return _reduce("mpjpe", errors.mean(-1), reduction)
 
 
-def p_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+def p_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") -> Tensor:
     """MPJPE after the best similarity transform: Human3.6M protocol 2 (Ionescu et al. 2014).
 
     Each prediction is moved, rotated and scaled to its target by least squares (Procrustes; Umeyama
@@ -80,7 +76,7 @@ def p_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean")
     return _reduce("p_mpjpe", (difference * target_size).norm(dim=-1).mean(-1), reduction)
 
 
-def n_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+def n_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") -> Tensor:
     """MPJPE after the best scaling of each prediction about the origin (Rhodin et al. 2018).
 
     Poses are root-relative as a rule: the origin is the fixed point.
@@ -99,7 +95,7 @@ def n_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean")
     return _reduce("n_mpjpe", errors.mean(-1), reduction)
 
 
-def mpjve(predicted: Tensor, target: Tensor, *, reduction: Reduction = "mean") -> Tensor:
+def mpjve(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") -> Tensor:
     """Mean per-joint velocity error of sequences (..., T, J, 3), T >= 2 (Pavllo et al. 2019).
 
     It tells how much a sequence jitters. Velocities are differences of neighbouring frames, in the

@@ -169,9 +169,8 @@ class Trainer:
         due = self._due
         # A published recipe asks somebody else's network, and changes: it cannot be replayed. Nor
         # can a pool that fills up: how full it is is Python's.
-        repeats = self._before_update is None and all(
-            len(pool) in (0, pool.capacity) for pool in self.pools.values()
-        )
+        are_settled = all(len(pool) in (0, pool.capacity) for pool in self.pools.values())
+        repeats = self._before_update is None and are_settled
         call: Callable[..., Any] = self.recorder.call if repeats else _as_written
         gradients: dict[str, WeightedGradients] = {}
         readings = None

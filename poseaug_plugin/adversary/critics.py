@@ -39,7 +39,6 @@ class GroupedLinear(nn.Module):
         kept = self.weight.detach().gather(2, columns.unsqueeze(1).expand(-1, outputs, -1))
         self.weight = nn.Parameter(kept)
 
-    @override
     def forward(self, x: Tensor) -> Tensor:
         """Apply every group's layer to its own features."""
         x = rearrange(x, "batch groups inputs -> groups batch inputs")
@@ -114,7 +113,6 @@ class PartKCSCritic(Critic):
     def fake(self, generated: GeneratedPoses) -> Tensor:
         return generated.bent_pose
 
-    @override
     def forward(self, joints: Tensor) -> Tensor:
         """Scores (B, parts); joints (B, J, 3) in any unit and frame."""
         directions = bone_directions(joints_to_bones(joints, self.skeleton))
@@ -153,7 +151,6 @@ class KeypointCritic(Critic):
     def fake(self, generated: GeneratedPoses) -> Tensor:
         return generated.seen_pose
 
-    @override
     def forward(self, keypoints: Tensor) -> Tensor:
         """Scores (B, 1); keypoints (B, J, 2)."""
         first = leaky_relu(self.layer_1(keypoints.flatten(1)))

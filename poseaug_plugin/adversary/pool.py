@@ -42,16 +42,15 @@ class FakePosePool(nn.Module):
         stored = min(samples.shape[0], self.capacity - self._size)
         self.items[self._size : self._size + stored] = samples[:stored]
         self._size += stored
-        exchanged = samples[stored : stored + slots.shape[0]]
-        if not exchanged.shape[0]:
+        kept, exchanged, rest = samples.tensor_split([stored, stored + len(slots)])
+        if not len(exchanged):
             return samples
-        slots = slots[: exchanged.shape[0]]
-        swap = draws[stored : stored + exchanged.shape[0]] > 1 - self.swap_probability
+        slots = slots[: len(exchanged)]
+        swap = draws[stored : stored + len(exchanged)] > 1 - self.swap_probability
         swap = swap.reshape(-1, *[1] * (samples.dim() - 1))
         older = self.items[slots]
         self.items[slots] = torch.where(swap, exchanged, older)
-        rest = samples[stored + exchanged.shape[0] :]
-        return torch.cat([samples[:stored], torch.where(swap, older, exchanged), rest])
+        return torch.cat([kept, torch.where(swap, older, exchanged), rest])
 
     def get_extra_state(self) -> int:
         """The fill, which is a plain number."""

@@ -94,10 +94,8 @@ def with_bone_lengths(joints: Tensor, lengths: Tensor, skeleton: Skeleton) -> Te
 
     With lengths of other people it is the released code's random bone-length swap.
     """
-    directions = bone_directions(joints_to_bones(joints, skeleton))
-    return bones_to_joints(
-        directions * lengths.unsqueeze(-1), skeleton, joints[..., skeleton.root, :]
-    )
+    bones = bone_directions(joints_to_bones(joints, skeleton)) * lengths.unsqueeze(-1)
+    return bones_to_joints(bones, skeleton, joints[..., skeleton.root, :])
 
 
 def kinematic_chain_space(bones: Tensor) -> Tensor:

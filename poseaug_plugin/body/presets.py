@@ -81,9 +81,7 @@ SMPL_24 = _skeleton(
 )
 """SMPL's 24 joints."""
 
-SKELETONS: dict[str, Skeleton] = {
-    s.name: s for s in (H36M_16, H36M_17, MPI_INF_3DHP_17, COCO_17, SMPL_24)
-}
+SKELETONS = {s.name: s for s in (H36M_16, H36M_17, MPI_INF_3DHP_17, COCO_17, SMPL_24)}
 """The presets by name."""
 
 
@@ -92,7 +90,6 @@ def find_skeleton(skeleton: str | Skeleton) -> Skeleton:
     if isinstance(skeleton, Skeleton):
         return skeleton
     if not isinstance(skeleton, str) or skeleton not in SKELETONS:
-        raise PoseAugError(
-            f"skeleton must be a Skeleton or one of {', '.join(SKELETONS)}, got {skeleton!r}."
-        )
+        names = ", ".join(SKELETONS)
+        raise PoseAugError(f"skeleton must be a Skeleton or one of {names}, got {skeleton!r}.")
     return SKELETONS[skeleton]

@@ -137,11 +137,9 @@ class Skeleton:
     @cached_property
     def bone_length_groups(self) -> tuple[int, ...]:
         """Group of every bone; left and right bones share one (the reference's nine groups)."""
-        group_of_child: dict[int, int] = {}
-        for child in self.bone_children:
-            mirrored = self.flip_permutation[child]
-            group_of_child[child] = group_of_child.get(mirrored, len(set(group_of_child.values())))
-        return tuple(group_of_child[child] for child in self.bone_children)
+        firsts = [min(child, self.flip_permutation[child]) for child in self.bone_children]
+        groups = list(dict.fromkeys(firsts))
+        return tuple(groups.index(first) for first in firsts)
 
     @property
     def num_bone_length_groups(self) -> int:

@@ -10,9 +10,7 @@ from ..body.skeleton import Skeleton
 
 # Above this share of the mean pose's error an estimator learns nothing from augmented poses.
 _LIMIT = 0.95
-_MEMORY = 0.08  # of the running ratio: it forgets in a dozen observations
 _SPEED = 1 / 64  # of the strength, per observation: slower than an estimator begins to learn
-_HIGHEST = 2.0  # ratio that is told from others: an outlier must not hold the strength down
 _ENOUGH = 128  # samples of either kind
 
 
@@ -38,13 +36,12 @@ def observed_errors(
     frames, root = predicted.shape[1], skeleton.root
     augmented = matching_frames(batch.joints, frames, batch.target)
     original = matching_frames(batch.batch.joints, frames, batch.target)
-    samples = batch.places.shape[0] + batch.originals.shape[0]
-    if predicted.shape != (samples, *original.shape[1:]):
+    places, originals = batch.places, batch.originals
+    if predicted.shape != (len(places) + len(originals), *original.shape[1:]):
         return None
-    rows, poses, accepted = evenly_spaced(
-        (batch.places, augmented, batch.accepted), batch.places.shape[0], _ENOUGH
-    )
-    originals = evenly_spaced(batch.originals, batch.originals.shape[0], _ENOUGH)
+    of_augmented = places, augmented, batch.accepted
+    rows, poses, accepted = evenly_spaced(of_augmented, len(places), _ENOUGH)
+    originals = evenly_spaced(originals, len(originals), _ENOUGH)
 
     def errors(rows: Tensor, targets: Tensor) -> Tensor:
         difference = predicted.index_select(0, rows) - targets
@@ -89,10 +86,12 @@ class FeedbackController(nn.Module):
     @torch.no_grad()
     def move(self, errors: Tensor, allowed: Tensor) -> None:
         """Take in the errors (2,) on augmented poses and of their mean pose, where allowed."""
-        latest = (errors[0] / errors[1]).clamp(max=_HIGHEST)
+        latest = (errors[0] / errors[1]).clamp(
+            max=2.0
+        )  # an outlier must not hold the strength down
         known = allowed & latest.isfinite()
-        change = torch.where(known, _MEMORY * (latest - self.ratio), 0.0)
-        self.ratio += change
+        # It forgets in a dozen observations.
+        self.ratio += torch.where(known, 0.08 * (latest - self.ratio), 0.0)
         direction = torch.where(self.ratio > _LIMIT, -_SPEED, _SPEED)
         self.strength += torch.where(known, direction, 0.0)
         self.strength.clamp_(0.0, 1.0)

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..body.bones import root_relative, skeleton_tables
 from ..body.camera import solve_root
@@ -216,34 +217,25 @@ def mix_cameras(
     ``camera`` is of `one_each`: (B, 9) intrinsics, tensor or array; or several things, of which the
     first is that and the others have a row per sample. None stays None.
     """
-    if camera is None:
-        return None
-    if isinstance(camera, (tuple, list)):
-        intrinsics, *others = camera
-        if appends:
-            others = [_again(values, len(sources)) for values in others]
-        mixed = mix_cameras(intrinsics, augmented, sources, accepted, appends)
-        return _like(camera, [mixed, *others])
-    own = camera if isinstance(camera, Tensor) else torch.from_numpy(camera.copy())
-    sources, accepted = sources.to(own.device), accepted.to(own.device)
-    cameras = mix(own, augmented.to(own), sources, accepted, appends)
-    return cameras if isinstance(camera, Tensor) else np.asarray(cameras)
+    (given, *others), structure = tree_flatten(camera)
+    mixed = given
+    if given is not None:
+        own = given if isinstance(given, Tensor) else torch.from_numpy(given.copy())
+        sources, accepted = sources.to(own.device), accepted.to(own.device)
+        mixed = mix(own, augmented.to(own), sources, accepted, appends)
+        mixed = mixed if isinstance(given, Tensor) else np.asarray(mixed)
+    if appends:
+        others = [_again(values, len(sources)) for values in others]
+    return tree_unflatten([mixed, *others], structure)
 
 
 def one_each(camera: Any, batch_size: int) -> Any:
     """Cameras in the host's form, the intrinsics (B, 9) also where they were (9,) for all."""
-    if isinstance(camera, (tuple, list)):
-        return _like(camera, [one_each(camera[0], batch_size), *camera[1:]])
-    if getattr(camera, "ndim", 0) != 1:
-        return camera
-    if isinstance(camera, Tensor):
-        return camera.expand(batch_size, -1).contiguous()
-    return np.repeat(camera[None], batch_size, 0)
-
-
-def _like(camera: Any, values: list[Any]) -> Any:
-    """A list, a tuple or a named tuple of other values."""
-    return type(camera)(*values) if hasattr(camera, "_fields") else type(camera)(values)
+    (given, *others), structure = tree_flatten(camera)
+    if getattr(given, "ndim", 0) == 1:
+        is_tensor = isinstance(given, Tensor)
+        given = given.repeat(batch_size, 1) if is_tensor else np.tile(given, (batch_size, 1))
+    return tree_unflatten([given, *others], structure)
 
 
 def _again(values: Any, batch_size: int) -> Any:

@@ -46,7 +46,6 @@ class RegressorNetwork(nn.Module):
         sizes = (3 * skeleton.num_bones, skeleton.num_bone_length_groups, 3, 3)
         self.heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
 
-    @override
     def forward(self, relative_joints: Tensor, noise: Tensor) -> RawParameters:
         """(B, J, 3) metres and (B, noise_size) to raw parameters."""
         pose = repeat(relative_joints, "batch j xyz -> batch branch (j xyz)", branch=self.branches)

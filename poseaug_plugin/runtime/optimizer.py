@@ -57,7 +57,12 @@ class GuardedAdam(nn.Module):
     def step(self, gradients: list[Tensor], allowed: Tensor) -> Tensor:
         """Take a step if ``allowed`` (0-d bool); answers (0-d bool) if NaN or Inf kept it back."""
         parameters = self.network_parameters
-        gradients = [_laid_out_like(*pair) for pair in zip(parameters, gradients, strict=True)]
+        # Fused Adam walks through memory: on a CPU it takes a transposed gradient, as batched
+        # matrix products have, for another one without a word; on a GPU it refuses it.
+        gradients = [
+            g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
+            for p, g in zip(parameters, gradients, strict=True)
+        ]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         norm = nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm)
@@ -83,11 +88,3 @@ class GuardedAdam(nn.Module):
         for parameter in parameters:
             parameter.grad = None
         return allowed & ~finite
-
-
-def _laid_out_like(parameter: Tensor, gradient: Tensor) -> Tensor:
-    # Fused Adam walks through memory: on a CPU it takes a transposed gradient, as batched matrix
-    # products have, for another one without a word; on a GPU it refuses it.
-    if gradient.stride() == parameter.stride():
-        return gradient
-    return torch.empty_like(parameter).copy_(gradient)
