@@ -72,9 +72,8 @@ class PoseAugHook:
         cuda_graphs: On a GPU, record the hook's own work in CUDA graphs; not with a policy of
             one's own, which may do what cannot be recorded.
 
-    Raises:
-        PoseAugError: A wrong value, an option without effect where it is given, an optimizer that
-            cannot be hooked or holds other parameters, an estimator under FSDP.
+    Raises `PoseAugError` for a wrong value, an option without effect where it is given, an
+    optimizer that cannot be hooked or holds other parameters, an estimator under FSDP.
     """
 
     def __init__(
@@ -182,8 +181,7 @@ class PoseAugHook:
             were not augmented are bit-identical; with the hook off, or where less than two samples
             are to be augmented (half of a last batch of two), the very tensors that came in.
 
-        Raises:
-            PoseAugError: Wrong shapes, dtypes or devices; nothing has changed then.
+        Raises `PoseAugError` for wrong shapes, dtypes or devices; nothing has changed then.
         """
         trainer = self._ready_trainer(inputs_2d, inputs_3d, camera) if self._is_on else None
         if return_camera:
@@ -281,11 +279,12 @@ class PoseAugHook:
 
         Reads values and changes nothing; arguments as for `augment`.
         """
-        self._refuse_misfits("check_batch", inputs_2d, inputs_3d, camera)
-        batch = self.adapter, inputs_2d, inputs_3d, camera
-        skeleton = self.skeleton or infer_skeleton(*batch, "check_batch")
+        given = inputs_2d, inputs_3d, camera
+        self._refuse_misfits("check_batch", *given)
+        skeleton = self.skeleton or infer_skeleton(self.adapter, *given, "check_batch")
         target_frame = middle_frame if self._source is None else self._source.target_frame
-        return check_batch(*batch, skeleton, target_frame)
+        poses = self.adapter.decode(*given, skeleton)
+        return check_batch(poses, skeleton, camera is not None, target_frame)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during training, as tensors and plain values.
@@ -320,8 +319,7 @@ class PoseAugHook:
 
     def _make_trainer(self, skeleton: Skeleton) -> Trainer:
         device, source = attachment.device_of(self._estimator), self._source
-        generator = torch.Generator(device)
-        around = Surroundings(self._estimator, self.adapter, skeleton, generator)
+        around = Surroundings(self._estimator, self.adapter, skeleton, torch.Generator(device))
         with library_defaults(device):
             windows = None if source is None else source.open(self.adapter, skeleton, device)
             return Trainer(self.preset, self.options, around, self._seed, windows, self._ranks)
@@ -406,7 +404,7 @@ class PoseAugHook:
         self._forget()
         if not self._is_on or not is_due:
             return
-        self._reminders.updating()
+        self._reminders.without_update = 0
         trainer = self._existing_trainer()
         batch, host = pending or (None, None)
         try:

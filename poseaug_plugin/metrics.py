@@ -80,32 +80,20 @@ def n_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") ->
     """MPJPE after the best scaling of each prediction about the origin (Rhodin et al. 2018).
 
     Poses are root-relative as a rule: the origin is the fixed point.
-
-    Example:
-        >>> target = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
-        >>> n_mpjpe(4 * target, target)
-        tensor(0.)
     """
     predicted, target = _checked("n_mpjpe", predicted, target)
     agreement = (predicted * target).sum((-2, -1), keepdim=True)
     # The floor only matters for an all-zero prediction, which any scale leaves where it is.
     squared_size = predicted.square().sum((-2, -1), keepdim=True)
     scale = agreement / squared_size.clamp(min=torch.finfo(predicted.dtype).tiny)
-    errors = (scale * predicted - target).norm(dim=-1)
-    return _reduce("n_mpjpe", errors.mean(-1), reduction)
+    return _reduce("n_mpjpe", (scale * predicted - target).norm(dim=-1).mean(-1), reduction)
 
 
 def mpjve(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") -> Tensor:
     """Mean per-joint velocity error of sequences (..., T, J, 3), T >= 2 (Pavllo et al. 2019).
 
     It tells how much a sequence jitters. Velocities are differences of neighbouring frames, in the
-    unit of the input per frame. (The code released with the paper differences axis 0; here it is
-    always the time axis, -3.)
-
-    Example:
-        >>> target = torch.zeros(10, 17, 3)
-        >>> mpjve(target + 0.5, target)  # off, but steadily
-        tensor(0.)
+    unit of the input per frame, on the time axis, -3 (the paper's code: on axis 0).
     """
     predicted, target = _checked("mpjve", predicted, target)
     if predicted.dim() < 3 or predicted.shape[-3] < 2:
@@ -123,11 +111,6 @@ def pck(predicted: Tensor, target: Tensor, *, threshold: float = 0.150) -> Tenso
     An error below ``threshold``, in the unit of the poses, is correct; by default 150 mm. Every
     joint passed counts. A root joint at the origin in both poses is always correct: drop it
     beforehand, or keep it to compare with the released PoseAug numbers.
-
-    Example:
-        >>> predicted = torch.tensor([[0.1, 0.0, 0.0], [0.2, 0.0, 0.0]])
-        >>> pck(predicted, torch.zeros(2, 3))
-        tensor(50.)
     """
     errors = _joint_errors("pck", predicted, target)
     return 100 * (errors < threshold).to(errors.dtype).mean()
@@ -138,12 +121,7 @@ def auc(
 ) -> Tensor:
     """Area under the PCK curve: the mean of `pck` over thresholds (Mehta et al. 2017).
 
-    The usual thresholds start at 0, below which no error lies, so a perfect prediction gets 30/31:
-    96.8.
-
-    Example:
-        >>> auc(torch.full((17, 3), 0.1), torch.zeros(17, 3), thresholds=[0.1, 0.2, 0.3, 0.4])
-        tensor(75.)
+    The usual thresholds start at 0, below which no error lies: a perfect prediction gets 96.8.
     """
     errors = _joint_errors("auc", predicted, target)
     if not len(thresholds):

@@ -28,8 +28,6 @@ from .host.adapter import Adapter, HostPoses
 from .runtime.isolation import TorchDefaults
 from .runtime.optimizer import GuardedAdam
 
-_SHARE = 0.75
-
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
@@ -147,19 +145,18 @@ class DefaultPreset:
     """The loop: draws whose spreads critics, entropy and feedback tune."""
 
     name = "default"
-    share = _SHARE
+    share = 0.75
     reads = frozenset(
         ["policy", "spread", "operations", "share", "critic_weight", "entropy_weight", "feedback"]
     )
+    draws: type[AugmentationPolicy | RandomPolicy] = AugmentationPolicy
 
     def build(self, options: Options, surroundings: Surroundings) -> Training:
         """Make the policy and what teaches it."""
         _, _, skeleton, generator = surroundings
         policy = options.policy
         if policy is None:
-            policy = AugmentationPolicy(
-                skeleton, spread=options.spread, operations=options.operations
-            )
+            policy = self.draws(skeleton, spread=options.spread, operations=options.operations)
         policy.to(generator.device)
         if not learns(policy):
             return Training(policy)
@@ -175,19 +172,12 @@ class DefaultPreset:
         return Training(policy, critics, (*map(AdversarialTerm, critics), *own), controller)
 
 
-class RandomPreset:
+class RandomPreset(DefaultPreset):
     """The default's draws with nothing learned: the baseline to beat."""
 
     name = "random"
-    share = _SHARE
     reads = frozenset(["spread", "operations", "share"])
-
-    def build(self, options: Options, surroundings: Surroundings) -> Training:
-        """Make the policy."""
-        policy = RandomPolicy(
-            surroundings.skeleton, spread=options.spread, operations=options.operations
-        )
-        return Training(policy.to(surroundings.generator.device))
+    draws = RandomPolicy
 
 
 def learns(policy: Policy) -> bool:

@@ -66,11 +66,7 @@ def _critic_loss(
 
 
 class Trainer:
-    """The networks of a training, their optimizers, pools and random stream.
-
-    ``windows`` is where windows to augment come from, if not from the batch; ``ranks`` are the
-    processes that train together, each with such a trainer.
-    """
+    """The networks of a training, their optimizers, pools and random stream."""
 
     def __init__(
         self,
@@ -78,8 +74,8 @@ class Trainer:
         options: Options,
         surroundings: Surroundings,
         seed: int = 0,
-        windows: Windows | None = None,
-        ranks: Ranks | None = None,
+        windows: Windows | None = None,  # where windows come from, if not from the batch
+        ranks: Ranks | None = None,  # the processes that train together, each with a trainer
     ) -> None:
         self.skeleton, self.generator = surroundings.skeleton, surroundings.generator
         self.ranks, self.num_updates = ranks, 0
@@ -147,18 +143,12 @@ class Trainer:
 
     def update(
         self,
-        batch: AugmentedBatch | None,
-        predicted: Tensor | None = None,
-        skip: Tensor | None = None,
-        context: UpdateContext | None = None,
+        batch: AugmentedBatch | None,  # of `augment`; None where only other ranks may have one
+        predicted: Tensor | None = None,  # (N, T, J, 3) metres: the user's own forward pass on it
+        skip: Tensor | None = None,  # not zero where the user's step is undone: no weights change
+        context: UpdateContext | None = None,  # for published recipes
     ) -> None:
-        """One update of every network that is due: the policy first, then critics.
-
-        Of the ``batch`` that `augment` made; None where only other ranks may have something.
-        ``predicted`` (N, T, J, 3), metres, is the user's own forward pass on it, if known. Where
-        ``skip`` is not zero, the device undoes the user's own step, and no weights change. A
-        published recipe asks about the ``context``.
-        """
+        """One update of every network that is due: the policy first, then critics."""
         if batch is not None:
             self.monitor.count(~batch.batch.usable)
         if not self.learns_next:

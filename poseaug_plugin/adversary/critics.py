@@ -88,8 +88,7 @@ class PartKCSCritic(Critic):
         self.skeleton = skeleton = find_skeleton(skeleton)
         self.shape = (skeleton.num_joints, 3)
         bones = skeleton.num_bones
-        every_bone = (("body", tuple(range(bones))),)
-        parts = skeleton.part_bones if scope == "parts" else every_bone
+        parts = skeleton.part_bones if scope == "parts" else (("body", tuple(range(bones))),)
         masks = torch.tensor([[float(b in seen) for b in range(bones)] for _, seen in parts])
         pairs = (masks.unsqueeze(2) * masks.unsqueeze(1)).flatten(1)
         # A part's own entries of the Gram matrix, filled up with others that are masked. The rest
@@ -191,16 +190,12 @@ class Term(Protocol):
 
 @dataclass
 class RangeTerm:
-    """Keeps bone angles and lengths near the source's (PoseAug equation 4).
-
-    A mean of 1 - cos(bone angle) below ``angle_limit`` is free, and a mean |bone length ratio|
-    below ``length_limit``.
-    """
+    """Keeps bone angles and lengths near the source's (PoseAug equation 4)."""
 
     skeleton: Skeleton
     weight: float = 3.0
-    angle_limit: float = 0.205
-    length_limit: float = 0.15
+    angle_limit: float = 0.205  # a mean of 1 - cos(bone angle) below it is free
+    length_limit: float = 0.15  # a mean |bone length ratio| below it is free
     name = "range"
 
     def __call__(self, generated: GeneratedPoses) -> Tensor:

@@ -32,7 +32,8 @@ Projection = Callable[[Tensor, Tensor], Tensor]
 # Points (B, ..., 3), their keypoints (B, ..., 2) and intrinsics (B, 9) to (B, ...) bool.
 FrameCheck = Callable[[Tensor, Tensor, Tensor], Tensor]
 
-# What of a batch an update needs.
+# What of a batch the next update needs: inputs, to make the same poses in graph with the policy, or
+# those that are generated here.
 Keeps = Literal["nothing", "inputs", "generated"]
 
 
@@ -75,12 +76,7 @@ class Augmenter:
     def augment(
         self, poses: CanonicalPoses, keeps_cameras: bool = True, keeps: Keeps = "nothing"
     ) -> AugmentedBatch:
-        """Augment as many samples as the options say.
-
-        ``keeps_cameras`` leaves focal lengths as they are, for a host who would not know. The next
-        update may need ``"inputs"``, to make the same poses in graph with the policy, or those that
-        are ``"generated"`` here.
-        """
+        """Augment; ``keeps_cameras`` leaves focal lengths alone, for a host who would not know."""
         batch = canonical_batch(poses)
         size, frames = batch.keypoints.shape[:2]
         count, device = self.count_of(size), batch.joints.device

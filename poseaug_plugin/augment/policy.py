@@ -24,7 +24,6 @@ OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 # (docs/experiments.md). The gain lets Adam's small steps cross this range in some hundred updates.
 _MAY_NARROW = math.log(3)
 _WIDENING_GAIN = 100.0
-_REACH_OF_ARMS = 2.0  # times that of legs, which carry the body
 # What each learned factor multiplies, and the operation that reads it.
 _FACTORS: dict[str, tuple[Operation, tuple[str, ...]]] = {
     "pitch": ("rigid", ("pitch",)),
@@ -106,10 +105,7 @@ def _either_way(normal: Tensor) -> Tensor:
 class RandomPolicy(Policy):
     """Random augmentation with nothing learned: the baseline without PoseAug.
 
-    Args:
-        skeleton: A `Skeleton` or the name of a preset.
-        spread: How widely to draw.
-        operations: Which of `OPERATIONS` to do; by default all.
+    ``operations`` are those of `OPERATIONS` to do, by default all.
 
     Example:
         >>> policy = RandomPolicy("h36m_16")
@@ -256,13 +252,12 @@ def _room_to_widen(spread: Spread, names: tuple[str, ...]) -> float:
 
 
 def _reach_of_limbs(skeleton: Skeleton) -> Tensor:
-    """(bones, limbs): how far a limb's bones turn with it about its hip or shoulder.
-
-    It is the limb's first joint, or what that hangs from where it is an elbow or a knee (COCO).
-    """
+    """(bones, limbs): how far a limb's bones turn with it about its hip or shoulder."""
     table = torch.zeros(skeleton.num_bones, len(skeleton.limbs))
     for limb, (name, joints) in enumerate(skeleton.limbs):
+        # Hip or shoulder comes first, or is what an elbow or a knee hangs from (COCO).
         beyond = joints[1:] if len(joints) > 2 else joints
         bones = [skeleton.bone_children.index(joint) for joint in beyond]
-        table[bones, limb] = _REACH_OF_ARMS if "arm" in name.lower() else 1.0
+        # Arms reach further than legs, which carry the body.
+        table[bones, limb] = 2.0 if "arm" in name.lower() else 1.0
     return table

@@ -105,8 +105,7 @@ def undistort_points(keypoints: Tensor, intrinsics: Tensor, iterations: int = 8)
     Exact to rounding inside the frame for lenses like Human3.6M's.
     """
     intrinsics = _per_point(intrinsics, keypoints)
-    measured = (keypoints - intrinsics[..., 2:4]) / intrinsics[..., 0:2]
-    rays = measured
+    rays = measured = (keypoints - intrinsics[..., 2:4]) / intrinsics[..., 0:2]
     for _ in range(iterations):
         rays = rays + (measured - _distort(rays, intrinsics))
     return rays

@@ -35,9 +35,9 @@ def vertical(poses: Tensor) -> Tensor:
     """The direction down where people stand, as a unit vector (3,) in camera axes.
 
     It is the longest axis of root-relative poses (B, J, 3) all together: a standing body is some
-    four times as high as wide, and turned every way in a training set. Two steps of power iteration
-    start from the camera's y axis, which stays the result where there is no longest one; of joints
-    in one point it is zero. One direction serves a batch, whatever cameras are mixed in it.
+    four times as high as wide, and turned every way in a training set. Power iteration starts from
+    the camera's y axis, which it stays where no axis is longest. One direction serves a batch,
+    whatever cameras are mixed in it; of joints in one point it is zero.
     """
     points = rearrange(poses, "poses joints xyz -> (poses joints) xyz")
     spread = points.T @ points

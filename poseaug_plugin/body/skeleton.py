@@ -9,6 +9,8 @@ from typing import Any
 
 from ..errors import PoseAugError
 
+Parts = tuple[tuple[str, tuple[int, ...]], ...]  # by name, joints or bones
+
 
 @dataclass(frozen=True, init=False, repr=False)
 class Skeleton:
@@ -41,7 +43,7 @@ class Skeleton:
     name: str
     joints: tuple[str, ...]
     parent_indices: tuple[int, ...]
-    part_joints: tuple[tuple[str, tuple[int, ...]], ...]
+    part_joints: Parts
     pair_indices: tuple[tuple[int, int], ...]
     root: int
     num_joints: int
@@ -147,7 +149,7 @@ class Skeleton:
         return max(self.bone_length_groups) + 1
 
     @cached_property
-    def limbs(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    def limbs(self) -> Parts:
         """The parts without the root: name and joints, root outwards."""
         return tuple((n, js) for n, js in self.part_joints if self.root not in js)
 
@@ -156,7 +158,7 @@ class Skeleton:
         return self.parent_indices[limb[0]]
 
     @cached_property
-    def part_bones(self) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    def part_bones(self) -> Parts:
         """The bones that each part's critic sees (PoseAug section 3.3, released ``kcs_layer_*``).
 
         A limb is judged together with what it is articulated against: the bone that its attachment
@@ -195,10 +197,7 @@ def _check_tree(name: str, joints: tuple[str, ...], parents: tuple[int, ...]) ->
 
 
 def _check_parts(
-    name: str,
-    joints: tuple[str, ...],
-    parents: tuple[int, ...],
-    parts: tuple[tuple[str, tuple[int, ...]], ...],
+    name: str, joints: tuple[str, ...], parents: tuple[int, ...], parts: Parts
 ) -> None:
     listed = [j for _, part in parts for j in part]
     missing = [joints[j] for j in range(len(joints)) if j not in listed]

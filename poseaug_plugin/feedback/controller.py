@@ -11,7 +11,7 @@ from ..body.skeleton import Skeleton
 # Above this share of the mean pose's error an estimator learns nothing from augmented poses.
 _LIMIT = 0.95
 _SPEED = 1 / 64  # of the strength, per observation: slower than an estimator begins to learn
-_ENOUGH = 128  # samples of either kind
+_ENOUGH = 128  # samples of either kind that are compared, at most
 
 
 class ObservedErrors(NamedTuple):
@@ -26,11 +26,7 @@ class ObservedErrors(NamedTuple):
 def observed_errors(
     predicted: Tensor | None, batch: AugmentedBatch, skeleton: Skeleton
 ) -> ObservedErrors | None:
-    """Compare the estimator's answer (N, T, J, 3), metres, with the poses of an augmented batch.
-
-    Of a window T may be 1, its target frame. At most 128 samples of either kind are compared. None
-    where there is no answer, or its shape does not fit.
-    """
+    """Errors of the estimator's answer (N, T or 1, J, 3), metres; None for none, or one unfit."""
     if predicted is None:
         return None
     frames, root = predicted.shape[1], skeleton.root

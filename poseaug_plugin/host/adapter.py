@@ -60,7 +60,7 @@ class PoseAdapter:
     """(B, T, J, 2) or (B, J, 2) normalised 2D with (B, T, J, 3) or (B, J, 3) camera-space 3D.
 
     The 3D may be of one frame, the one that is lifted, when the 2D is of several; a `PoseSource`
-    then supplies the windows.
+    then supplies the windows. `PoseAugError` for another root, or a number that is not positive.
 
     Args:
         root: Where the root's position is. ``"trajectory"``: in the root joint, the other joints
@@ -68,8 +68,6 @@ class PoseAdapter:
             ``"zeroed"``: nowhere (SemGCN); it is then solved from 2D, 3D and camera.
         metres_per_unit: 1 for metres, 0.001 for millimetres.
         aspect_ratio: Image height / width; augmented poses stay inside that frame.
-
-    Raises `PoseAugError` for another root, or a number that is not positive.
     """
 
     root: Root = "trajectory"
@@ -100,8 +98,7 @@ class PoseAdapter:
         both = "inputs_2d and inputs_3d must"
         is_one_of_many = len(seen) == len(known) == 4 and known[1] == 1
         if seen[0] != known[0] or not (seen[1:-1] == known[1:-1] or is_one_of_many):
-            one_has_frames = len(seen) != len(known)
-            remedy = " (give both an axis of frames, or neither)" if one_has_frames else ""
+            remedy = " (give both an axis of frames, or neither)" if len(seen) != len(known) else ""
             return f"{both} have the same batch and frames, got {seen} and {known}{remedy}"
         if inputs_2d.device != inputs_3d.device:
             return f"{both} be on one device, got {inputs_2d.device} and {inputs_3d.device}"
@@ -116,9 +113,8 @@ class PoseAdapter:
         self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, skeleton: Skeleton
     ) -> CanonicalPoses:
         """Absolute metres; a missing root is solved, a missing camera assumed (with a warning)."""
-        keypoints, joints = (
-            (x if x.dim() == 4 else x.unsqueeze(1)).detach().float() for x in (inputs_2d, inputs_3d)
-        )
+        given = (x.detach().float() for x in (inputs_2d, inputs_3d))
+        keypoints, joints = (x if x.dim() == 4 else x.unsqueeze(1) for x in given)
         intrinsics = batch_intrinsics(camera, joints)
         if self.metres_per_unit != 1:
             joints = joints * self.metres_per_unit

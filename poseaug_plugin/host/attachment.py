@@ -93,9 +93,8 @@ def holds_parameters(optimizer: Optimizer, estimator: nn.Module) -> bool:
 def check_estimator(estimator: nn.Module) -> None:
     """Refuse what is no module, or sharded by FSDP."""
     if not isinstance(estimator, nn.Module):
-        raise PoseAugError(
-            f"PoseAugHook: estimator must be a torch.nn.Module, got {type(estimator).__name__}."
-        )
+        kind = type(estimator).__name__
+        raise PoseAugError(f"PoseAugHook: estimator must be a torch.nn.Module, got {kind}.")
     kinds = {kind.__name__ for module in estimator.modules() for kind in type(module).__mro__}
     if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
         raise PoseAugError(
@@ -124,7 +123,8 @@ class Reminders:
 
     def __init__(self, names_optimizer: bool) -> None:
         self._names_optimizer = names_optimizer
-        self._without_update, self._too_small, self._has_looked = 0, 0, False
+        self.without_update = 0  # batches since an optimizer has stepped
+        self._too_small, self._has_looked = 0, False
 
     def too_small(self, size: int, share: float) -> None:
         """A batch had too few samples to augment."""
@@ -138,8 +138,8 @@ class Reminders:
     def augmented(self, usable: Tensor) -> None:
         """A batch of (N,) usable samples was augmented; reads those of the first one."""
         self._too_small = 0
-        self._without_update += 1
-        if self._without_update == _PATIENCE:
+        self.without_update += 1
+        if self.without_update == _PATIENCE:
             what = (
                 "no optimizer with the estimator's parameters has stepped. Is the optimizer a "
                 "torch.optim.Optimizer? If not,"
@@ -155,12 +155,7 @@ class Reminders:
             )
         if not self._has_looked and not usable.any():
             warn(
-                "PoseAugHook: no sample of the first batch is finite and in front of the camera, "
-                "so nothing was augmented. print(hook.check_batch(inputs_2d, inputs_3d, camera)) "
-                "tells more."
+                "PoseAugHook: no sample of the first batch is finite and in front of the camera: "
+                "nothing was augmented. print(hook.check_batch(inputs_2d, inputs_3d, camera))."
             )
         self._has_looked = True
-
-    def updating(self) -> None:
-        """An optimizer steps."""
-        self._without_update = 0

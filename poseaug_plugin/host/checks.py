@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..augment.transforms import matching_frames, middle_frame
+from ..augment.transforms import matching_frames
 from ..body.bones import average_bone_lengths, bone_lengths, joints_to_bones, per_bone
 from ..body.camera import project_points
-from ..body.poses import canonical_batch
+from ..body.poses import CanonicalPoses, canonical_batch
 from ..body.presets import SKELETONS
 from ..body.skeleton import Skeleton
 from ..errors import PoseAugError
@@ -89,21 +89,13 @@ def infer_skeleton(
 
 
 def check_batch(
-    adapter: Adapter,
-    inputs_2d: Tensor,
-    inputs_3d: Tensor,
-    camera: Any,
-    skeleton: Skeleton,
-    target_frame: Callable[[int], int] = middle_frame,
+    poses: CanonicalPoses, skeleton: Skeleton, has_camera: bool, target_frame: Callable[[int], int]
 ) -> BatchReport:
-    """Read a batch's values (this syncs the device) and say in words what looks wrong.
-
-    Where 3D is of one frame of the window, ``target_frame`` tells which of so many it is.
-    """
-    batch = canonical_batch(adapter.decode(inputs_2d, inputs_3d, camera, skeleton))
+    """Read a batch's values (this syncs the device) and say in words what looks wrong."""
+    batch = canonical_batch(poses)
     usable = batch.usable
     joints, keypoints = batch.joints[usable], batch.keypoints[usable]
-    target = target_frame(keypoints.shape[1])
+    target = target_frame(keypoints.shape[1])  # where 3D is of one frame alone
     keypoints = matching_frames(keypoints, joints.shape[1], target)
     if not usable.any():
         problem = (
@@ -111,13 +103,13 @@ def check_batch(
             "forward, with the root's position where the adapter expects it"
         )
         unknown = [torch.nan] * (len(BatchReport._fields) - 3)
-        return BatchReport((problem,), camera is None, 0.0, *unknown)
+        return BatchReport((problem,), not has_camera, 0.0, *unknown)
     intrinsics = batch.intrinsics[usable]
     projected = project_points(joints, intrinsics)
     bones = bone_lengths(joints_to_bones(joints, skeleton))
     report = BatchReport(
         problems=(),
-        camera_is_assumed=camera is None,
+        camera_is_assumed=not has_camera,
         usable_share=usable.float().mean().item(),
         root_depth=joints[:, :, skeleton.root, 2].median().item(),
         body_size=bones.sum(-1).median().item(),
@@ -210,10 +202,7 @@ def asymmetry(joints: Tensor, skeleton: Skeleton) -> float:
 
 
 def length_variation(joints: Tensor, skeleton: Skeleton) -> float:
-    """Standard deviation / mean of the most variable bone over samples (N, T, J, 3).
-
-    People differ by less than joints that no bone connects. NaN for fewer than 16 samples.
-    """
+    """Standard deviation / mean of the most variable bone of (N, T, J, 3); NaN for N below 16."""
     if joints.shape[0] < 16:
         return torch.nan
     lengths = bone_lengths(joints_to_bones(joints[:, joints.shape[1] // 2], skeleton))

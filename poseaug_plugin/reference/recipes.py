@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
@@ -140,7 +140,7 @@ RELEASED = Formulas(
 
 @dataclass(frozen=True, kw_only=True)
 class Paper:
-    """The paper's formulas.
+    """The paper's formulas; `PoseAugError` for a value of another kind or out of range.
 
     Attributes:
         bent_weight: Weight of the feedback on bent poses, put where the originals stood.
@@ -154,8 +154,6 @@ class Paper:
         width: Hidden width of regressors and 3D critic.
         pool_capacity: Generated poses kept for the critics.
         learning_rate: Of policy and critics, falling linearly to zero.
-
-    Raises `PoseAugError` for a value of another kind or out of range.
     """
 
     bent_weight: float = 0.0
@@ -177,8 +175,7 @@ class Paper:
 
     def __post_init__(self) -> None:
         check_choice("kcs", self.kcs, ("parts", "whole"))
-        for field in fields(self):
-            name, value = field.name, getattr(self, field.name)
+        for name, value in vars(self).items():
             if name.endswith("hardness"):
                 for end in value if isinstance(value, Ramp) else (value,):
                     check_number(f"{name}, a number or Ramp(start, end),", end, 0.0, 1e6)

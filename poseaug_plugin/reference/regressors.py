@@ -26,11 +26,9 @@ class RawParameters(NamedTuple):
 
 
 class RegressorNetwork(nn.Module):
-    """The regressors' MLPs as one stack of batched matrix products.
+    """The regressors' MLPs as one stack of batched matrix products."""
 
-    Branches in order: bone angle, bone length, rotation, translation. The second sees lengths, too.
-    """
-
+    # Branches in order: bone angle, bone length (which sees lengths, too), rotation, translation.
     LENGTH_BRANCH = 1
     STAGES = 2
     NOISE = 48  # that each branch takes
@@ -79,7 +77,7 @@ class RegressorPolicy(Policy):
         fixed_trunk: Keep the bones between the root and the limbs' attachments unbent, and the
             anchor length unchanged (released code).
         shared_extractor: One feature extractor for all regressors (paper), not four networks.
-        width: Hidden width.
+        width: Of all hidden layers.
     """
 
     free_bones: Tensor  # (bones, 1) 0 for bones that must not bend
@@ -137,22 +135,20 @@ class RegressorPolicy(Policy):
 
 def trunk_bones(skeleton: Skeleton) -> tuple[int, ...]:
     """Bones between the root and the limbs' attachments (rigid in the released code)."""
-    paths = [skeleton.bones_to_root(skeleton.attachment(js)) for _, js in skeleton.limbs]
-    return tuple(sorted({bone for path in paths for bone in path}))
+    return tuple(sorted({bone for path in _paths_of_limbs(skeleton) for bone in path}))
 
 
 def anchor_length_group(skeleton: Skeleton) -> int | None:
-    """The length group that sets the scale (never changed by the released code), if any.
-
-    That of the outermost trunk bone that carries the most limbs.
-    """
-    trunk = trunk_bones(skeleton)
-    if not trunk:
-        return None
-    paths = [skeleton.bones_to_root(skeleton.attachment(js)) for _, js in skeleton.limbs]
+    """Group of the outermost trunk bone with most limbs, whose length never changes; or None."""
+    paths = _paths_of_limbs(skeleton)
 
     def rank(bone: int) -> tuple[int, int]:
         depth = len(skeleton.bones_to_root(skeleton.bone_children[bone]))
         return sum(bone in path for path in paths), depth
 
-    return skeleton.bone_length_groups[max(trunk, key=rank)]
+    anchor = max(trunk_bones(skeleton), key=rank, default=None)
+    return None if anchor is None else skeleton.bone_length_groups[anchor]
+
+
+def _paths_of_limbs(skeleton: Skeleton) -> list[tuple[int, ...]]:
+    return [skeleton.bones_to_root(skeleton.attachment(js)) for _, js in skeleton.limbs]

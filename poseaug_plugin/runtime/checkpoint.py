@@ -21,10 +21,7 @@ def as_state(skeleton: Skeleton | None, training: dict[str, Any] | None) -> dict
 
 
 def from_state(state: object, known: Skeleton | None) -> tuple[Skeleton, dict[str, Any]] | None:
-    """Inverse of `as_state`; None where nothing was trained.
-
-    Raises `PoseAugError` for something else, another version, or another skeleton than ``known``.
-    """
+    """Inverse of `as_state`, None where nothing was trained; `PoseAugError` for what misfits."""
     expected = {"version", "skeleton", "training"}
     if not isinstance(state, dict) or set(state) != expected:
         got = sorted(map(str, state)) if isinstance(state, dict) else type(state).__name__

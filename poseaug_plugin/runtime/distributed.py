@@ -52,10 +52,9 @@ class Ranks:
     ) -> list[WeightedGradients]:
         """Mean gradients, ranks weighted by their samples, in one flat all-reduce.
 
-        What a single process would have for the joint batch, as far as its loss is a mean over
-        samples. Every rank must call this, with the same networks in the same order. NaN on one
-        rank is NaN on all, so that all leave the step out. Buffers are averaged in place, weighted
-        by the first part.
+        What a single process would have for the joint batch, if its loss is a mean over samples.
+        Every rank must call this, with the same networks in the same order. NaN on one is NaN on
+        all, so that all leave the step out. Buffers are averaged in place, as the first part is.
         """
         given = [*parts, WeightedGradients(buffers, parts[0].weight)]
         tensors: list[Tensor] = []

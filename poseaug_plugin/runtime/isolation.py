@@ -128,10 +128,9 @@ def isolated_call(
 
 
 def _stand_ins(module: nn.Module) -> dict[str, Tensor]:
-    """Detached parameters and cloned buffers, by name, once for every place that holds one.
+    """Detached parameters and cloned buffers, by name; what several names share they share here.
 
-    Once even where a module has several names: `functional_call` would put back what it had put
-    there itself (and does, with ``tie_weights``). What several places share they share here too.
+    `functional_call` would put back what it had put there itself (and does, with ``tie_weights``).
     """
     named: dict[str, Tensor] = {}
     for prefix, part in module.named_modules():

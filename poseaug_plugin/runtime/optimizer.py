@@ -65,8 +65,7 @@ class GuardedAdam(nn.Module):
         ]
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        norm = nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm)
-        finite = norm.isfinite()
+        finite = nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm).isfinite()
         adam(
             parameters,
             gradients,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..errors import warn
 
@@ -59,7 +59,9 @@ class Recorder:
             self._calls[kind] += 1
             if self._calls[kind] <= _WARM_UP or len(self._recordings) == _MOST_RECORDINGS:
                 return method(*arguments)
-            inputs = self._own_inputs(tensors)
+            # What another recording puts out stays where it is, so that it need not be copied.
+            outputs = {id(x) for r in self._recordings.values() for x in tree_leaves(r.outputs)}
+            inputs = [x if id(x) in outputs else x.clone() for x in tensors]
             own = iter(inputs)
             fed = [next(own) if isinstance(x, Tensor) else x for x in leaves]
             try:
@@ -80,12 +82,6 @@ class Recorder:
                 kept.copy_(given)
         recording.graph.replay()
         return recording.outputs
-
-    def _own_inputs(self, tensors: list[Tensor]) -> list[Tensor]:
-        # What another recording puts out stays where it is, so that it need not be copied.
-        outputs = [tree_flatten(r.outputs)[0] for r in self._recordings.values()]
-        kept = {id(x) for leaves in outputs for x in leaves}
-        return [x if id(x) in kept else x.clone() for x in tensors]
 
     def _record(
         self, method: Callable[..., Any], arguments: tuple[Any, ...], inputs: list[Tensor]
