@@ -67,7 +67,7 @@ class Options:
         return [name for name in left if getattr(self, name) is not None]
 
     def check_effects(self, preset: str, reads: frozenset[str]) -> None:
-        """Refuse an option that has no effect where it is given, and miss one that is needed."""
+        """Refuse an option that has no effect, and ask for one that is missing."""
         if "total_updates" in reads and self.total_updates is None:
             raise PoseAugError(
                 f"preset={preset!r} changes over the training: pass "

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map_only
 from .adversary.critics import Critic, Term, critic_loss
 from .adversary.pool import FakePosePool
 from .augment.augmenter import Augmenter, Keeps, Windows
+from .augment.policy import AugmentationPolicy, RandomPolicy
 from .augment.transforms import AugmentedBatch, GeneratedPoses
 from .body.poses import CanonicalPoses
 from .feedback.controller import observed_errors
@@ -92,7 +93,7 @@ class Trainer:
         self.augmenter = Augmenter(
             self.policy,
             self.skeleton,
-            self.recorder,
+            self.generator,
             share=preset.share if options.share is None else options.share,
             appends=options.mix == "append",
             aspect_ratio=surroundings.aspect_ratio,
@@ -116,7 +117,8 @@ class Trainer:
             loss = partial(_critic_loss, critic, pool, self.generator)
             interval = self.interval * critic.interval
             self.phases.append(Phase(critic.name, critic, loss, optimizer, interval))
-        self.monitor = Monitor(tuple(self.pools), hasattr(self.policy, "base")).to(device)
+        draws = isinstance(self.policy, AugmentationPolicy | RandomPolicy)
+        self.monitor = Monitor(tuple(self.pools), draws).to(device)
         self._statistics = [b for b in saved_buffers(self.policy) if b.is_floating_point()]
         names = [*(p.name for p in self.phases), *(f"policy/{t.name}" for t in training.terms)]
         self.losses = dict.fromkeys(names, torch.full((), torch.nan, device=device))

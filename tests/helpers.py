@@ -29,6 +29,23 @@ from poseaug_plugin.reference.regressors import RegressorPolicy
 GOLDEN = Path(os.environ.get("POSEAUG_GOLDEN", Path(__file__).parent / "golden"))
 
 
+# A skeleton of one's own.
+PARENTS = {
+    "left_hand": "left_arm",  # listed before its parent on purpose
+    "hip": None,
+    "chest": "hip",
+    "left_arm": "chest",
+    "right_arm": "chest",
+    "right_hand": "right_arm",
+    "head": "chest",
+}
+PARTS = {
+    "torso": ("hip", "chest", "head"),
+    "left": ("left_arm", "left_hand"),
+    "right": ("right_arm", "right_hand"),
+}
+
+
 def golden(name: str) -> dict[str, Tensor]:
     """The arrays of one golden file (see tests/golden/README.md) as float64 / int64 tensors."""
     with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as arrays:

@@ -212,6 +212,14 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
 }
 
 
+def trained(steps: int = 3, **options: Any) -> PoseAugHook:
+    """A hook of its own after some steps."""
+    estimator = make_lifter()
+    hook = make_hook(estimator, **options)
+    train(hook, estimator, adam(estimator), stream(steps))
+    return hook
+
+
 @dataclass(frozen=True, kw_only=True)
 class Host:
     """A way of training.

@@ -12,7 +12,6 @@ from ..body.camera import in_view, project_points, with_focal_ratio
 from ..body.poses import CanonicalBatch, CanonicalPoses, canonical_batch
 from ..body.skeleton import Skeleton
 from ..runtime.isolation import saved_buffers, unchanged
-from ..runtime.recorder import Recorder
 from .transforms import (
     AugmentationInputs,
     AugmentedBatch,
@@ -49,11 +48,11 @@ class Windows(Protocol):
 
 @dataclass(eq=False)
 class Augmenter:
-    """Augments a share of a batch, or a copy of all of it, with the recorder's random stream."""
+    """Augments a share of a batch, or a copy of all of it, with its own random stream."""
 
     policy: Policy
     skeleton: Skeleton
-    recorder: Recorder
+    generator: torch.Generator  # the hook's
     share: float  # of the batch that is augmented
     appends: bool  # a copy of the whole batch is augmented, and goes behind it
     aspect_ratio: float = 1.0  # image height / width
@@ -63,7 +62,7 @@ class Augmenter:
     windows: Windows | None = None  # where windows to augment come from, if not from the batch
 
     def __post_init__(self) -> None:
-        self.generator, self._statistics = self.recorder.generator, saved_buffers(self.policy)
+        self._statistics = saved_buffers(self.policy)
 
     def count_of(self, batch_size: int) -> int:
         """How many samples of a batch are augmented."""
@@ -81,8 +80,9 @@ class Augmenter:
         size, frames = batch.keypoints.shape[:2]
         count, device = self.count_of(size), batch.joints.device
         order = torch.rand(size, device=device, generator=self.generator).argsort()
-        everyone = torch.arange(size, device=device)
-        sources, originals = (everyone, everyone) if self.appends else order.tensor_split([count])
+        sources, originals = order.tensor_split([count])
+        if self.appends:
+            sources = originals = torch.arange(size, device=device)
         if self.windows is None:
             chosen = CanonicalBatch(*(field[sources] for field in batch))
         else:

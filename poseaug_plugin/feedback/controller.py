@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..augment.transforms import AugmentedBatch, evenly_spaced, matching_frames
+from ..augment.transforms import AugmentedBatch, evenly_spaced, matching_frames, middle_frame
 from ..body.skeleton import Skeleton
 
 # Above this share of the mean pose's error an estimator learns nothing from augmented poses.
@@ -47,7 +47,7 @@ def observed_errors(
     error = errors(rows, poses)
     chosen = accepted & error.isfinite()
     weight = chosen.sum()
-    poses = torch.where(chosen[:, None, None], poses[:, poses.shape[1] // 2], 0.0)
+    poses = torch.where(chosen[:, None, None], poses[:, middle_frame(poses.shape[1])], 0.0)
     poses = poses - poses[..., root : root + 1, :]
     from_mean = torch.linalg.vector_norm(poses - poses.sum(0) / weight, dim=-1).mean(1)
     easier = errors(originals, original.index_select(0, originals))
@@ -82,9 +82,8 @@ class FeedbackController(nn.Module):
     @torch.no_grad()
     def move(self, errors: Tensor, allowed: Tensor) -> None:
         """Take in the errors (2,) on augmented poses and of their mean pose, where allowed."""
-        latest = (errors[0] / errors[1]).clamp(
-            max=2.0
-        )  # an outlier must not hold the strength down
+        # An outlier must not hold the strength down.
+        latest = (errors[0] / errors[1]).clamp(max=2.0)
         known = allowed & latest.isfinite()
         # It forgets in a dozen observations.
         self.ratio += torch.where(known, 0.08 * (latest - self.ratio), 0.0)

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..augment.transforms import matching_frames
+from ..augment.transforms import matching_frames, middle_frame
 from ..body.bones import average_bone_lengths, bone_lengths, joints_to_bones, per_bone
 from ..body.camera import project_points
 from ..body.poses import CanonicalPoses, canonical_batch
@@ -205,7 +205,7 @@ def length_variation(joints: Tensor, skeleton: Skeleton) -> float:
     """Standard deviation / mean of the most variable bone of (N, T, J, 3); NaN for N below 16."""
     if joints.shape[0] < 16:
         return torch.nan
-    lengths = bone_lengths(joints_to_bones(joints[:, joints.shape[1] // 2], skeleton))
+    lengths = bone_lengths(joints_to_bones(joints[:, middle_frame(joints.shape[1])], skeleton))
     return (lengths.std(0) / lengths.mean(0)).max().item()
 
 

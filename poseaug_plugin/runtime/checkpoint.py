@@ -9,7 +9,7 @@ from ..body.skeleton import Skeleton
 from ..errors import PoseAugError
 
 _VERSION = 1
-# What cannot be negative, and the highest value of what is bounded.
+# Ends of names: what cannot be negative, and what has an upper bound too.
 _COUNTS = ("_optimizer.second_moment", "_optimizer.steps", "monitor.seen", "monitor.counts")
 _FILL, _STRENGTH = "_pool._extra_state", "controller.strength"
 

@@ -99,9 +99,8 @@ class Monitor(nn.Module):
             **means,
         )
         if updates >= 100:  # before, a running mean is not worth a warning
-            for name, remedy in _remedies(
-                result, self.seen.max().item(), self.reads_spread
-            ).items():
+            found = _remedies(result, self.seen.max().item(), self.reads_spread)
+            for name, remedy in found.items():
                 if name not in self._warned:
                     self._warned.add(name)
                     warn(f"PoseAugHook: {remedy}")

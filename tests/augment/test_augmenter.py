@@ -24,7 +24,6 @@ from poseaug_plugin.body.camera import in_view, project_points, with_focal_ratio
 from poseaug_plugin.body.poses import CanonicalBatch, CanonicalPoses, canonical_batch
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.reference.regressors import RegressorPolicy
-from poseaug_plugin.runtime.recorder import Recorder
 
 
 class Given(Policy):
@@ -44,9 +43,8 @@ class Given(Policy):
 
 def augmenter(policy: Policy | None = None, seed: int = 0, **options: Any) -> Augmenter:
     policy = RandomPolicy(H36M_16, spread=Spread(focal_length=0.3)) if policy is None else policy
-    recorder = Recorder(generator(seed), records=False)
     usual: dict[str, Any] = {"share": 0.75, "appends": False}
-    return Augmenter(policy, H36M_16, recorder, **{**usual, **options})
+    return Augmenter(policy, H36M_16, generator(seed), **{**usual, **options})
 
 
 def poses(size: int = 16, frames: int = 1) -> CanonicalPoses:

@@ -6,7 +6,7 @@ import copy
 import pickle
 
 import pytest
-from helpers import REFERENCE_PARTS, golden
+from helpers import PARENTS, PARTS, REFERENCE_PARTS, golden
 
 from poseaug_plugin.body.presets import H36M_16, H36M_17, SKELETONS, find_skeleton
 from poseaug_plugin.body.skeleton import Skeleton
@@ -151,21 +151,6 @@ def test_an_unknown_preset_is_refused_by_naming_those_there_are() -> None:
 
 
 # -- a skeleton of one's own -----------------------------------------------------------------------
-
-PARENTS = {
-    "left_hand": "left_arm",  # listed before its parent on purpose
-    "hip": None,
-    "chest": "hip",
-    "left_arm": "chest",
-    "right_arm": "chest",
-    "right_hand": "right_arm",
-    "head": "chest",
-}
-PARTS = {
-    "torso": ("hip", "chest", "head"),
-    "left": ("left_arm", "left_hand"),
-    "right": ("right_arm", "right_hand"),
-}
 
 
 def own(**changes: object) -> Skeleton:

@@ -25,6 +25,7 @@ from loops import (
     make_lifter,
     stream,
     train,
+    trained,
 )
 from torch import Tensor
 
@@ -38,13 +39,6 @@ RESUMED: dict[str, dict[str, Any]] = {
     "every other": {"preset": SmallDefault(interval=2)},
 }
 each_hook = pytest.mark.parametrize("hook", RESUMED)
-
-
-def trained(steps: int = 3, **options: Any) -> PoseAugHook:
-    estimator = make_lifter()
-    hook = make_hook(estimator, **options)
-    train(hook, estimator, adam(estimator), stream(steps))
-    return hook
 
 
 @lru_cache

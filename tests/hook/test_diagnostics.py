@@ -7,22 +7,10 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any
 
 import pytest
 import torch
-from loops import (
-    HOOKS,
-    PUBLISHED,
-    adam,
-    augmented,
-    make_batch,
-    make_hook,
-    make_lifter,
-    mpjpe,
-    stream,
-    train,
-)
+from loops import HOOKS, PUBLISHED, augmented, make_batch, make_hook, make_lifter, mpjpe, trained
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -31,13 +19,6 @@ from poseaug_plugin.reference.recipes import Released
 
 CRITICS = {"critic_3d", "critic_2d"}
 each_hook = pytest.mark.parametrize("hook", HOOKS)
-
-
-def trained(steps: int = 3, **options: Any) -> PoseAugHook:
-    estimator = make_lifter()
-    hook = make_hook(estimator, **options)
-    train(hook, estimator, adam(estimator), stream(steps))
-    return hook
 
 
 @lru_cache
@@ -106,6 +87,11 @@ def test_without_augmented_samples_there_is_no_hardness_ratio() -> None:
     assert diagnostics.kept_share == 0
     assert diagnostics.hardness_ratio != diagnostics.hardness_ratio
     assert diagnostics.mean_pose_ratio != diagnostics.mean_pose_ratio
+
+
+@pytest.mark.parametrize(("hook", "draws"), [("default", True), ("random", True), ("paper", False)])
+def test_a_remedy_names_the_spread_where_the_policy_draws_from_one(hook: str, draws: bool) -> None:
+    assert sample(hook)._trainer.monitor.reads_spread == draws  # type: ignore[union-attr]
 
 
 @each_hook

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import golden
+from helpers import PARENTS, PARTS, golden
 
 from poseaug_plugin.body.presets import H36M_16, H36M_17, SKELETONS
 from poseaug_plugin.body.skeleton import Skeleton
@@ -91,21 +91,7 @@ def test_the_seventeenth_joint_is_a_middle_one() -> None:
 
 
 def test_tables_of_a_skeleton_of_ones_own() -> None:
-    parents = {
-        "left_hand": "left_arm",  # listed before its parent on purpose
-        "hip": None,
-        "chest": "hip",
-        "left_arm": "chest",
-        "right_arm": "chest",
-        "right_hand": "right_arm",
-        "head": "chest",
-    }
-    parts = {
-        "torso": ("hip", "chest", "head"),
-        "left": ("left_arm", "left_hand"),
-        "right": ("right_arm", "right_hand"),
-    }
-    skeleton = Skeleton("own", parents, parts)
+    skeleton = Skeleton("own", PARENTS, PARTS)
     assert trunk_bones(skeleton) == (1,)
     assert anchor_length_group(skeleton) == 1
     assert joint_weights(skeleton) == (2, 1, 1, 5, 5, 2, 1)
