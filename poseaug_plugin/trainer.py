@@ -210,7 +210,7 @@ class Trainer:
             if self.controller is not None:
                 readings["strength"] = self.controller.strength.clone()
                 if errors is not None:
-                    figures = torch.stack([errors.augmented, errors.mean_pose])
+                    figures = torch.stack(errors[:3])
                     gradients[_FEEDBACK] = WeightedGradients([figures], errors.weight)
         return gradients, losses, readings
 
@@ -238,7 +238,7 @@ class Trainer:
         nothing = torch.zeros((), device=self.generator.device)
         shapes = {p.name: p.optimizer.network_parameters for p in self.phases if p.name in due}
         if self.controller is not None:
-            shapes[_FEEDBACK] = [nothing.expand(2)]
+            shapes[_FEEDBACK] = [nothing.expand(3)]
         return {
             name: WeightedGradients([torch.zeros_like(x) for x in like], nothing)
             for name, like in shapes.items()

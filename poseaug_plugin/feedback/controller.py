@@ -65,9 +65,8 @@ class FeedbackController(nn.Module):
 
     One bounded number, the strength in [0, 1], multiplies all spreads of the policy. It falls while
     the estimator's error on augmented poses is near that of answering with their mean pose, and
-    returns when it is not. The running error starts at zero, so an estimator that has only begun
-    keeps the full strength for a while. In the manner of StyleGAN2-ADA's controller (Karras et al.,
-    NeurIPS 2020, section 3.1).
+    returns when it is not. An estimator that is no better on original poses has hardly begun and
+    tells nothing. In the manner of StyleGAN2-ADA's controller (Karras et al. 2020, section 3.1).
     """
 
     strength: Tensor
@@ -81,10 +80,11 @@ class FeedbackController(nn.Module):
 
     @torch.no_grad()
     def move(self, errors: Tensor, allowed: Tensor) -> None:
-        """Take in the errors (2,) on augmented poses and of their mean pose, where allowed."""
+        """Take in the first three `ObservedErrors` (3,), where allowed."""
+        augmented, original, mean_pose = errors
         # An outlier must not hold the strength down.
-        latest = (errors[0] / errors[1]).clamp(max=2.0)
-        known = allowed & latest.isfinite()
+        latest = (augmented / mean_pose).clamp(max=2.0)
+        known = allowed & latest.isfinite() & ~(original > mean_pose)  # NaN: there are none
         # It forgets in a dozen observations.
         self.ratio += torch.where(known, 0.08 * (latest - self.ratio), 0.0)
         direction = torch.where(self.ratio > _LIMIT, -_SPEED, _SPEED)

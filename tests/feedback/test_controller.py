@@ -49,12 +49,12 @@ def new_controller() -> FeedbackController:
 
 
 def move(
-    controller: FeedbackController, ratio: float, times: int = 1, allowed: bool = True
+    controller: FeedbackController, ratio: float, times: int = 1, original: float = 0.1
 ) -> list[float]:
     """The strengths after observing the same ratio of errors over and over."""
     strengths = []
     for _ in range(times):
-        controller.move(torch.tensor([0.3 * ratio, 0.3]), torch.tensor(allowed))
+        controller.move(torch.tensor([0.3 * ratio, original, 0.3]), torch.tensor(True))
         strengths.append(controller.strength.item())
     return strengths
 
@@ -87,6 +87,17 @@ def test_strength_returns_to_exactly_one() -> None:
     assert max(strengths) == 1
 
 
+@pytest.mark.parametrize("ratio", [0.5, 1.3])
+def test_an_estimator_that_is_no_better_on_originals_tells_nothing(ratio: float) -> None:
+    controller = new_controller()
+    move(controller, 1.2, 60)
+    state = copy.deepcopy(controller.state_dict())
+    move(controller, ratio, 100, original=0.31)
+    assert differences(dict(state), dict(controller.state_dict())) == []
+    move(controller, ratio, 1, original=torch.nan)  # no originals were left in the batch
+    assert differences(dict(state), dict(controller.state_dict())) != []
+
+
 def test_an_outlier_does_not_hold_the_strength_down() -> None:
     steady, disturbed = new_controller(), new_controller()
     for controller in (steady, disturbed):
@@ -98,17 +109,17 @@ def test_an_outlier_does_not_hold_the_strength_down() -> None:
 @pytest.mark.parametrize(
     ("errors", "allowed"),
     [
-        ((torch.nan, 0.3), True),
-        ((0.3, torch.nan), True),
-        ((torch.nan, torch.nan), True),
-        ((0.0, 0.0), True),
-        ((0.9, 0.3), False),
+        ((torch.nan, 0.1, 0.3), True),
+        ((0.3, 0.1, torch.nan), True),
+        ((torch.nan, torch.nan, torch.nan), True),
+        ((0.0, 0.0, 0.0), True),
+        ((0.9, 0.1, 0.3), False),
     ],
     ids=["error NaN", "mean pose NaN", "no samples", "all poses alike", "not allowed"],
 )
 @pytest.mark.parametrize("before", [0.5, 1.5])
 def test_what_was_not_observed_changes_nothing(
-    errors: tuple[float, float], allowed: bool, before: float
+    errors: tuple[float, float, float], allowed: bool, before: float
 ) -> None:
     controller = new_controller()
     move(controller, before, 250)
@@ -214,8 +225,8 @@ def far_off(outputs: HostPoses) -> Tensor:
 
 
 def observing_hook(**options: Any) -> PoseAugHook:
-    """A hook without critics, for long trainings."""
-    return make_hook(make_lifter(), critic_weight=0, **options)
+    """A hook without critics, for long trainings; the answers are all to augmented poses."""
+    return make_hook(make_lifter(), critic_weight=0, **{"share": 1.0, **options})
 
 
 def observe(hook: PoseAugHook, answer: Answer, times: int, batch: Any = None) -> list[float]:
@@ -250,7 +261,7 @@ def test_the_mean_pose_itself_is_no_better_than_the_mean_pose() -> None:
     def mean_pose(outputs: HostPoses) -> Tensor:
         return truth(outputs).mean(0, keepdim=True).expand_as(outputs.inputs_3d)
 
-    hook = observing_hook(share=1.0, spread=Spread(keep_view=1))  # all are accepted
+    hook = observing_hook(spread=Spread(keep_view=1))  # all are accepted
     observe(hook, mean_pose, 3)
     assert hook.diagnostics().mean_pose_ratio == pytest.approx(1.0, abs=1e-4)
 
@@ -261,6 +272,13 @@ def test_an_estimator_that_is_trained_leaves_the_strength_alone() -> None:
     train(hook, estimator, torch.optim.Adam(estimator.parameters(), lr=3e-3), stream(8, 64) * 20)
     assert hook.policy.strength == 1
     assert hook.diagnostics().mean_pose_ratio < 0.95
+
+
+def test_an_estimator_that_has_hardly_begun_keeps_all_augmentation() -> None:
+    """Its error is above the mean pose's on every pose, so augmentation is not to blame."""
+    hook = observing_hook(share=0.5)
+    assert set(observe(hook, far_off, 60)) == {1.0}
+    assert hook.diagnostics().mean_pose_ratio > 1
 
 
 NOTHING_OBSERVED: dict[str, Answer] = {
@@ -314,7 +332,7 @@ def test_unseen_predictions_change_nothing() -> None:
 def test_strength_does_not_move_in_a_step_that_the_device_skips(overflows: bool) -> None:
     estimator = make_lifter()
     optimizer = OPTIMIZERS["adam fused"](estimator.parameters())
-    hook = make_hook(estimator)
+    hook = make_hook(estimator, share=1.0)
     hook.policy.strength.fill_(0.5)
     before = controller_state(hook)
     inputs_2d, inputs_3d = augmented(hook, make_batch())
@@ -403,7 +421,7 @@ def test_observed_errors_are_those_of_a_slow_loop(
 ) -> None:
     batch = make_batch(size, frames=frames)
     batch.inputs_3d[::7] = torch.nan  # unusable
-    hook = observing_hook(mix=mix, spread=Spread(depth=(0.3, 1.2)))
+    hook = make_hook(make_lifter(), mix=mix, spread=Spread(depth=(0.3, 1.2)))
     outputs = augmented(hook, batch)
     accepted = hook._pending.batch.accepted
     assert 0 < accepted.sum() < len(accepted)
@@ -418,7 +436,7 @@ def test_observed_errors_are_those_of_a_slow_loop(
 
 
 def test_observed_errors_without_samples_are_nan() -> None:
-    hook = observing_hook(spread=OUT_OF_SIGHT, share=1.0)
+    hook = observing_hook(spread=OUT_OF_SIGHT)
     outputs = augmented(hook, make_batch())
     observed = observed_errors(outputs.inputs_3d, hook._pending.batch, H36M_16)
     assert observed.augmented.isnan()
@@ -428,7 +446,7 @@ def test_observed_errors_without_samples_are_nan() -> None:
 
 
 def test_observed_errors_do_not_see_where_the_root_is_put() -> None:
-    hook = observing_hook()
+    hook = make_hook(make_lifter())
     outputs = augmented(hook, make_batch())
     predicted = torch.randn(16, 1, 16, 3, generator=torch.Generator().manual_seed(0))
     first, second = (

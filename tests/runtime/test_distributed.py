@@ -179,19 +179,18 @@ def test_ranks_start_alike_whatever_their_seeds(ranks: list[dict[str, Any]]) -> 
 
 def controlled(rank: int) -> Any:
     """A controller that observes other errors, of other numbers of samples, on every rank."""
-    hook = make_hook(distributed(make_lifter()))
+    hook = make_hook(distributed(make_lifter()), share=0.5)
     figures = []
     for i, batch in enumerate(stream(4, seed=1 + rank, size=16 + 8 * rank)):
         outputs = augmented(hook, batch)
         truth = root_relative(without_trajectory(outputs.inputs_3d), H36M_16)
-        answer = truth + (1 + rank) * torch.linspace(-0.5, 0.5, 16)[:, None]
+        answer = truth + (1 + rank) * torch.linspace(-0.1, 0.1, 16)[:, None]
         if i == 2 and rank == 1:  # nothing was seen here
-            figures.append((0.0, 0.0, 0.0))
+            figures.append((0.0, 0.0, 0.0, 0.0))
         else:
             hook.observe(answer)
             errors = observed_errors(answer, hook._pending.batch, H36M_16)
-            seen = errors.augmented, errors.mean_pose, errors.weight
-            figures.append(tuple(x.item() for x in seen))
+            figures.append(tuple(x.item() for x in errors))
         hook.step()
     state = hook.state_dict()["training"]["modules"]
     return {k: v.clone() for k, v in state.items() if k.startswith("controller.")}, figures
@@ -203,11 +202,11 @@ def test_controllers_of_two_processes_are_one(ranks: list[dict[str, Any]]) -> No
     hook = make_hook(make_lifter())
     expected: FeedbackController = hook._trainer.controller
     for mine, theirs in zip(figures, others, strict=True):
-        total = mine[2] + theirs[2]
+        total = mine[3] + theirs[3]
         averages = [
-            (a * mine[2] + b * theirs[2]) / total for a, b in zip(mine, theirs, strict=True)
+            (a * mine[3] + b * theirs[3]) / total for a, b in zip(mine, theirs, strict=True)
         ]
-        expected.move(torch.tensor(averages[:2]), torch.tensor(True))
+        expected.move(torch.tensor(averages[:3]), torch.tensor(True))
     assert expected.ratio > 0
     assert first["controller.ratio"].item() == pytest.approx(expected.ratio.item(), rel=1e-5)
     assert first["controller.strength"] == expected.strength
