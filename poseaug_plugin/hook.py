@@ -16,6 +16,7 @@ from .body.presets import find_skeleton
 from .body.skeleton import Skeleton
 from .errors import PoseAugError, check_flag, check_number, warn
 from .feedback.observer import PredictionObserver
+from .feedback.target import TargetKeypoints
 from .host import attachment
 from .host.adapter import Adapter, HostBatch, HostPoses, PoseAdapter, mix, mix_cameras, one_each
 from .host.checks import BatchReport, check_batch, infer_skeleton
@@ -69,6 +70,13 @@ class PoseAugHook:
             poses than their mean pose would (True).
         total_updates: Optimizer steps of the whole training, for ``"paper"`` and ``"released"``,
             which change over the training.
+        target_2d: 2D poses of the place where the estimator will work, without labels (a detector's
+            output on videos of there): (frames, J, 2) or a list of such sequences, normalised like
+            the estimator's inputs. What the estimator answers to them, from time to time, tells the
+            bodies, poses and views to augment with. They are seen by ``target_camera``: a loop that
+            uses cameras takes them with ``return_camera=True``.
+        target_camera: (9,) intrinsics of there, or one each for the sequences or frames; by default
+            the batch's.
         cuda_graphs: On a GPU, record the hook's own work in CUDA graphs; not with a policy of
             one's own, which may do what cannot be recorded.
 
@@ -96,6 +104,8 @@ class PoseAugHook:
         entropy_weight: float | None = None,
         feedback: bool | None = None,
         total_updates: int | None = None,
+        target_2d: Any = None,
+        target_camera: Any = None,
         cuda_graphs: bool = True,
     ) -> None:
         attachment.check_estimator(estimator)
@@ -114,6 +124,7 @@ class PoseAugHook:
             entropy_weight=entropy_weight,
             feedback=feedback,
             total_updates=total_updates,
+            target_2d=None if target_2d is None else TargetKeypoints(target_2d, target_camera),
             cuda_graphs=cuda_graphs,
         )
         self.options.check_effects(self.preset.name, self.preset.reads)
@@ -122,6 +133,8 @@ class PoseAugHook:
         needed = ("check", "num_joints", "decode", "encode", "predicted_joints")
         if adapter is not None and not all(hasattr(adapter, name) for name in needed):
             raise PoseAugError(f"adapter must have {', '.join(needed)}, got {adapter!r}.")
+        if target_2d is None and target_camera is not None:
+            raise PoseAugError("target_camera has no effect without target_2d; leave it out.")
         if optimizer is not None and not auto_step:
             raise PoseAugError("optimizer has no effect with auto_step=False; leave it out.")
         self.skeleton = None if skeleton is None else find_skeleton(skeleton)
@@ -272,7 +285,7 @@ class PoseAugHook:
     def diagnostics(self) -> Diagnostics:
         """Running figures as plain numbers (this syncs the device), with warnings where due."""
         trainer = self._existing_trainer()
-        return trainer.monitor.read(trainer.num_updates)
+        return trainer.diagnostics()
 
     def check_batch(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any = None) -> BatchReport:
         """Say in words what looks wrong with a batch: unit, root, camera, joint order, 2D range.

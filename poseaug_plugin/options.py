@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Literal, NamedTuple, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .adversary.critics import (
     AdversarialTerm,
@@ -24,8 +24,10 @@ from .body.camera import project_points
 from .body.skeleton import Skeleton
 from .errors import PoseAugError, check_choice, check_flag, check_number
 from .feedback.controller import FeedbackController
+from .feedback.observer import first_tensor
+from .feedback.target import ClosedLoop, TargetKeypoints
 from .host.adapter import Adapter, HostPoses
-from .runtime.isolation import TorchDefaults
+from .runtime.isolation import TorchDefaults, isolated_call
 from .runtime.optimizer import GuardedAdam
 
 
@@ -42,6 +44,7 @@ class Options:
     entropy_weight: float | None = None
     feedback: bool | None = None
     total_updates: int | None = None
+    target_2d: TargetKeypoints | None = None
     cuda_graphs: bool = True
 
     def __post_init__(self) -> None:
@@ -104,6 +107,24 @@ class Surroundings(NamedTuple):
         """Image height / width."""
         return getattr(self.adapter, "aspect_ratio", 1.0)
 
+    def ask(
+        self,
+        poses: HostPoses,
+        defaults: TorchDefaults,
+        mode: Literal["frozen", "as_found"] = "frozen",
+    ) -> Tensor:
+        """The estimator's poses (B, T, J, 3), metres, for inputs of the host; see `isolated_call`.
+
+        Raises `PoseAugError` where it gives no tensor.
+        """
+        change = getattr(self.adapter, "estimator_inputs", lambda same: same)
+        with defaults.used():
+            output = isolated_call(self.estimator, change(poses.inputs_2d), self.generator, mode)
+        prediction = first_tensor(output)
+        if prediction is None:
+            raise PoseAugError("the estimator is asked by the hook, so it must return a tensor.")
+        return self.adapter.predicted_joints(prediction, self.skeleton)
+
 
 class UpdateContext(NamedTuple):
     """What is known of the host when an update begins."""
@@ -121,6 +142,7 @@ class Training(NamedTuple):
     critics: tuple[Critic, ...] = ()
     terms: tuple[Term, ...] = ()  # of the policy's loss; none where it does not learn
     controller: FeedbackController | None = None
+    closed_loop: ClosedLoop | None = None
     interval: int = 8  # something is learned, and figures are taken, in one update out of so many
     learn_from: int | None = 128  # augmented poses of a batch that are learned from; None for all
     pool_capacity: int = 1024
@@ -147,7 +169,8 @@ class DefaultPreset:
     name = "default"
     share = 0.75
     reads = frozenset(
-        ["policy", "spread", "operations", "share", "critic_weight", "entropy_weight", "feedback"]
+        {"policy", "spread", "operations", "share"}
+        | {"critic_weight", "entropy_weight", "feedback", "target_2d"}
     )
     draws: type[AugmentationPolicy | RandomPolicy] = AugmentationPolicy
 
@@ -158,8 +181,10 @@ class DefaultPreset:
         if policy is None:
             policy = self.draws(skeleton, spread=options.spread, operations=options.operations)
         policy.to(generator.device)
+        target = options.target_2d
+        loop = None if target is None else ClosedLoop(target, skeleton).to(generator.device)
         if not learns(policy):
-            return Training(policy)
+            return Training(policy, closed_loop=loop)
         weight = 0.1 if options.critic_weight is None else options.critic_weight
         reward = 0.05 if options.entropy_weight is None else options.entropy_weight
         critics = (PartKCSCritic(skeleton), KeypointCritic(skeleton)) if weight else ()
@@ -169,7 +194,7 @@ class DefaultPreset:
         controller = None
         if isinstance(policy, AugmentationPolicy) and options.feedback is not False:
             controller = FeedbackController(policy.strength)
-        return Training(policy, critics, (*map(AdversarialTerm, critics), *own), controller)
+        return Training(policy, critics, (*map(AdversarialTerm, critics), *own), controller, loop)
 
 
 class RandomPreset(DefaultPreset):

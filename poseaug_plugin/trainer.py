@@ -15,11 +15,13 @@ from .augment.policy import AugmentationPolicy, RandomPolicy
 from .augment.transforms import AugmentedBatch, GeneratedPoses
 from .body.poses import CanonicalPoses
 from .feedback.controller import observed_errors
+from .feedback.target import ClosedLoop
+from .host.adapter import HostPoses
 from .options import Options, Preset, Surroundings, UpdateContext
 from .runtime.checkpoint import check_modules
 from .runtime.distributed import Ranks, WeightedGradients
 from .runtime.isolation import saved_buffers, seeded_stream
-from .runtime.monitor import Monitor
+from .runtime.monitor import Diagnostics, Monitor
 from .runtime.optimizer import GuardedAdam
 from .runtime.recorder import Recorder
 
@@ -89,6 +91,7 @@ class Trainer:
         records = options.cuda_graphs and options.policy is None
         self.recorder = Recorder(self.generator, records=records)
         self.policy, self.controller = training.policy.train(), training.controller
+        self.closed_loop, self._surroundings = training.closed_loop, surroundings
         self._before_update = training.before_update
         self.augmenter = Augmenter(
             self.policy,
@@ -101,6 +104,7 @@ class Trainer:
             project=training.project,
             frame_check=training.frame_check,
             windows=windows,
+            closed_loop=training.closed_loop,
         )
         self.phases: list[Phase] = []
         self.pools: dict[str, FakePosePool] = {}
@@ -153,6 +157,8 @@ class Trainer:
         """One update of every network that is due: the policy first, then critics."""
         if batch is not None:
             self.monitor.count(~batch.batch.usable)
+        if self.closed_loop is not None and self.closed_loop.is_due(self.num_updates):
+            self._close_loop(self.closed_loop, batch, context)
         if not self.learns_next:
             self.num_updates += 1
             return
@@ -179,6 +185,30 @@ class Trainer:
         size = 0 if batch is None else batch.joints.shape[0]
         call(self._apply, gradients, skip, readings, (*due, size))
         self.num_updates += 1
+
+    def _close_loop(
+        self, loop: ClosedLoop, batch: AugmentedBatch | None, context: UpdateContext | None
+    ) -> None:
+        """Ask the estimator about the target; every rank about other frames of it."""
+
+        def ask(keypoints: Tensor) -> Tensor:
+            assert batch is not None
+            assert context is not None
+            assert context.host is not None
+            one = batch.batch.joints, *context.host  # any sample: of the format
+            joints, *host = (x[:1].expand(len(keypoints), *x.shape[1:]) for x in one)
+            around = self._surroundings
+            poses = around.adapter.encode(joints, keypoints, HostPoses(*host), self.skeleton)
+            return around.ask(poses, context.defaults)
+
+        def average(figures: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+            if self.ranks is None:
+                return figures, weight
+            ((means, weight),) = self.ranks.average([WeightedGradients([figures], weight)], [])
+            return means[0], weight
+
+        originals, target = (None, 0) if batch is None else (batch.batch, batch.target)
+        loop.learn(ask, originals, target, self.generator, average)
 
     def _learn(
         self, batch: AugmentedBatch, predicted: Tensor | None, due: tuple[str, ...]
@@ -244,6 +274,14 @@ class Trainer:
             for name, like in shapes.items()
         }
 
+    def diagnostics(self) -> Diagnostics:
+        """The monitor's figures, and what was learned."""
+        found = list(self.policy.changes()) if isinstance(self.policy, AugmentationPolicy) else []
+        if self.closed_loop is not None:
+            found.append(str(self.closed_loop))
+        learned = "; ".join(found) or "nothing to change: all spreads are those of the beginning"
+        return self.monitor.read(self.num_updates, learned)
+
     def _modules(self) -> nn.ModuleDict:
         """Every module with something to save."""
         modules: dict[str, nn.Module] = {"policy": self.policy, "monitor": self.monitor}
@@ -253,6 +291,8 @@ class Trainer:
         modules |= {f"{name}_pool": pool for name, pool in self.pools.items()}
         if self.controller is not None:
             modules["controller"] = self.controller
+        if self.closed_loop is not None:
+            modules["closed_loop"] = self.closed_loop
         return nn.ModuleDict(modules)
 
     def state_dict(self) -> dict[str, Any]:

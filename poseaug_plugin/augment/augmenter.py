@@ -46,6 +46,15 @@ class Windows(Protocol):
         """Index of the frame that is lifted."""
 
 
+class Exchange(Protocol):
+    """Puts other poses in place of some that were chosen."""
+
+    def mix_in(
+        self, chosen: CanonicalBatch, generator: torch.Generator
+    ) -> tuple[CanonicalBatch, Tensor]:
+        """The poses, and which of them are not to be augmented (B,)."""
+
+
 @dataclass(eq=False)
 class Augmenter:
     """Augments a share of a batch, or a copy of all of it, with its own random stream."""
@@ -60,6 +69,7 @@ class Augmenter:
     project: Projection = project_points
     frame_check: FrameCheck | None = None  # accepts points; by default `in_view`
     windows: Windows | None = None  # where windows to augment come from, if not from the batch
+    closed_loop: Exchange | None = None  # has no part in what an update learns from
 
     def __post_init__(self) -> None:
         self._statistics = saved_buffers(self.policy)
@@ -87,12 +97,15 @@ class Augmenter:
             chosen = CanonicalBatch(*(field[sources] for field in batch))
         else:
             chosen = self.windows.sample(count, frames, self.generator)
+        stays = None
+        if self.closed_loop is not None and keeps == "nothing":
+            chosen, stays = self.closed_loop.mix_in(chosen, self.generator)
         noise = torch.randn(count, self.policy.noise_size, device=device, generator=self.generator)
         judged = None
         if frames > 1:
             draws = torch.rand(count, device=device, generator=self.generator)
             judged = (draws * frames).long().clamp(max=frames - 1)
-        inputs = AugmentationInputs(chosen, noise, judged, keeps_cameras)
+        inputs = AugmentationInputs(chosen, noise, judged, keeps_cameras, stays)
         # Without a graph, which would be kept through the user's own forward and backward pass;
         # an update of the policy makes the same poses again with one. (Of fewer samples it has the
         # same bodies and views, but places are drawn from the poses that are left.)
@@ -122,6 +135,9 @@ class Augmenter:
         poses = inputs.poses
         parameters = self.policy(poses.joints, inputs.noise)
         augmented = apply_augmentation(poses.joints, parameters, self.skeleton)
+        if inputs.stays is not None:
+            moved = torch.where(inputs.stays[:, None, None, None], poses.joints, augmented.moved)
+            augmented = augmented._replace(moved=moved)
         intrinsics = poses.intrinsics
         if not inputs.keeps_cameras:
             intrinsics = with_focal_ratio(intrinsics, parameters.focal_ratio)

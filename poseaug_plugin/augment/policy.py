@@ -1,6 +1,7 @@
 """Policies: from poses and noise to `AugmentationParameters`, at random or with learned spreads."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -225,6 +226,14 @@ class AugmentationPolicy(Policy):
     def spread_factors(self) -> SpreadFactors:
         """The learned factors on the spreads of the base."""
         return SpreadFactors(*self.log_spread_factors().exp().unbind())
+
+    def changes(self) -> Iterator[str]:
+        """Spreads that are no longer those of the beginning, by more than 5 %; reads the device."""
+        if self.strength < 1:
+            yield f"all spreads x {self.strength:.2f} (strength)"
+        for name, factor in self.spread_factors()._asdict().items():
+            if abs(factor.log()) > 0.05:
+                yield f"{name} x {factor:.2f}"
 
     @override
     def entropy(self) -> Tensor:

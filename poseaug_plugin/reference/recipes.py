@@ -23,10 +23,8 @@ from ..augment.transforms import GeneratedPoses, Policy, matching_frames
 from ..body.bones import root_relative
 from ..body.camera import in_view
 from ..body.skeleton import Skeleton
-from ..errors import PoseAugError, check_choice, check_number
-from ..feedback.observer import first_tensor
+from ..errors import check_choice, check_number
 from ..options import Options, Surroundings, Training, UpdateContext, learns
-from ..runtime.isolation import isolated_call
 from ..runtime.optimizer import GuardedAdam
 from .feedback import (
     BothSidedTerm,
@@ -97,15 +95,10 @@ class IsolatedEstimator:
         _, batch, host, defaults = self.context
         assert batch is not None
         assert host is not None
-        estimator, adapter, skeleton, generator = self.surroundings
+        adapter, skeleton = self.surroundings.adapter, self.surroundings.skeleton
         joints = matching_frames(joints, batch.joints.shape[1], batch.target)
-        inputs = adapter.encode(joints, keypoints, host, skeleton).inputs_2d
-        inputs = getattr(adapter, "estimator_inputs", lambda same: same)(inputs)
-        with defaults.used():
-            output = first_tensor(isolated_call(estimator, inputs, generator, self.mode))
-        if output is None:
-            raise PoseAugError("this preset's feedback needs an estimator that returns a tensor.")
-        predicted = adapter.predicted_joints(output, skeleton)
+        inputs = adapter.encode(joints, keypoints, host, skeleton)
+        predicted = self.surroundings.ask(inputs, defaults, self.mode)
         joints = root_relative(matching_frames(joints, predicted.shape[1], batch.target), skeleton)
         return estimator_errors(root_relative(predicted, skeleton), joints, self.error, skeleton)
 

@@ -23,6 +23,7 @@ class Diagnostics(NamedTuple):
     diversity: float  # spread of augmented 2D poses inside a batch / that of original ones
     unusable_samples: int  # samples that were not finite or stood behind the camera
     skipped_steps: int  # updates in which a network was left out, its gradient not being finite
+    learned: str  # in a line, what the loop has changed
 
 
 _MEANS = tuple(name for name, kind in get_type_hints(Diagnostics).items() if kind is float)
@@ -84,7 +85,7 @@ class Monitor(nn.Module):
         self.means += rate * (torch.where(known, latest, 0.0) - self.means)
         self.counts[1] += skipped.to(torch.int64)
 
-    def read(self, updates: int) -> Diagnostics:
+    def read(self, updates: int, learned: str) -> Diagnostics:
         """Bring the values to the host, and warn, once each, of what they say."""
         values = torch.where(self.seen > 0, self.means, math.nan).tolist()
         means = dict(zip(self.names, values, strict=True))
@@ -96,6 +97,7 @@ class Monitor(nn.Module):
             critic_accuracy={name: means.pop(name) for name in self.critics},
             unusable_samples=unusable,
             skipped_steps=skipped,
+            learned=learned,
             **means,
         )
         if updates >= 100:  # before, a running mean is not worth a warning

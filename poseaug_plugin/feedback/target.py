@@ -1,0 +1,361 @@
+"""The closed loop: people of the place where the estimator will work, as its answers show them."""
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..body.bones import (
+    average_bone_lengths,
+    bone_directions,
+    bone_lengths,
+    bones_to_joints,
+    joints_to_bones,
+    per_bone,
+    root_relative,
+    skeleton_tables,
+)
+from ..body.camera import Z_NEAR, solve_root, undistort_points
+from ..body.poses import CanonicalBatch
+from ..body.skeleton import Skeleton
+from ..errors import PoseAugError
+
+_LOG = logging.getLogger("poseaug_plugin")
+
+_FEWEST = 64  # frames that show a body
+_CAPACITY = 4096  # frames of answers that are kept
+_FEWEST_ANSWERS = 16  # that show a body's lengths
+_GROWTH = 1.25  # of the number of updates, until answers are asked for again
+_BODY_BOUND, _SIZE_BOUND = 0.4, 0.1  # of a bone's length, of the body's size
+# Square metres, over all bones: answers that have to change by more are left out.
+_CHANGE_BOUND = 0.06
+_SCALES = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
+_POSED, _BODIED, _AS_THEY_ARE = 0.75, 0.7, 0.5
+
+
+def on_their_rays(answers: Tensor, keypoints: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+    """An estimator's depths, moved so that they are seen exactly at the keypoints.
+
+    Root-relative answers (N, J, 3), metres, are put where they fit their keypoints (N, J, 2) best.
+    Gives joints (N, J, 3) in camera space, and which are known (N,).
+    """
+    root, found = solve_root(keypoints, answers, intrinsics)
+    depth = answers[..., 2:] + root[:, None, 2:]
+    joints = torch.cat([undistort_points(keypoints, intrinsics) * depth, depth], -1)
+    return joints, found & (depth > Z_NEAR).flatten(1).all(1) & joints.isfinite().flatten(1).all(1)
+
+
+def lengths_across(joints: Tensor, skeleton: Skeleton) -> Tensor:
+    """(groups,) bone lengths of one body, each from the quarter of poses in which it lies across.
+
+    Across the view 2D shows how long a bone is, whatever an estimator says of its depth. Joints (N,
+    J, 3) are of `on_their_rays`; all are brought to their median size.
+    """
+    bones = joints_to_bones(joints, skeleton)
+    lengths = bone_lengths(bones)
+    steepness, size = bones[..., 2].abs() / lengths, lengths.sum(-1, keepdim=True)
+    lengths = lengths * (size.median() / size)
+    groups, found = skeleton_tables(skeleton, joints.device, joints.dtype).groups, []
+    for group in range(skeleton.num_bone_length_groups):
+        of_group, steep = lengths[:, groups == group], steepness[:, groups == group]
+        found.append(of_group[steep <= steep.quantile(0.25)].median())
+    return torch.stack(found)
+
+
+def with_lengths_on_rays(
+    joints: Tensor, lengths: Tensor, skeleton: Skeleton
+) -> tuple[Tensor, Tensor]:
+    """The pose of a body with known bone ``lengths`` (bones,) that is seen in the same 2D.
+
+    A bone of known length that is seen in 2D leaves two depths for its far end (Taylor, CVPR 2000).
+    The given joints (N, J, 3) say which; and of some sizes that one is taken which changes them
+    least. Gives joints (N, J, 3), and by how much they had to change, squared metres (N,).
+    """
+    size = lengths.sum() / bone_lengths(joints_to_bones(joints, skeleton)).sum(-1)
+    joints = joints * size[:, None, None]
+    depths = joints_to_bones(joints, skeleton)[..., 2]
+    best, least = joints, torch.full_like(size, torch.inf)
+    for scale in _SCALES:
+        made = _follow_rays(joints * scale, lengths, skeleton)
+        bones = joints_to_bones(made, skeleton)
+        missing = bone_lengths(bones) - lengths
+        change = ((bones[..., 2] - depths).square() + 4 * missing.square()).sum(-1)
+        best = torch.where((change < least)[:, None, None], made, best)
+        least = torch.minimum(change, least)
+    return best, least
+
+
+def _follow_rays(joints: Tensor, lengths: Tensor, skeleton: Skeleton) -> Tensor:
+    """From the root outwards, put every joint on its ray, a bone's length away from its parent."""
+    rays, made = joints / joints[..., 2:], list(joints.unbind(1))
+    outwards = sorted(
+        zip(skeleton.bone_children, skeleton.bone_parents, lengths, strict=True),
+        key=lambda bone: len(skeleton.bones_to_root(bone[0])),
+    )
+    for child, parent, length in outwards:
+        ray, start = rays[:, child], made[parent]
+        # |depth * ray - start| = length; where the bone is too short for that, as near as it gets.
+        squared, along = ray.square().sum(-1), (ray * start).sum(-1)
+        inside = along.square() - squared * (start.square().sum(-1) - length.square())
+        reach = inside.clamp(min=0).sqrt()
+        depths = torch.stack([along + reach, along - reach]) / squared
+        wanted = start[:, 2] + joints[:, child, 2] - joints[:, parent, 2]
+        nearer = (depths - wanted).abs().argmin(0, keepdim=True)
+        made[child] = ray * depths.gather(0, nearer).mT
+    return torch.stack(made, 1)
+
+
+class TargetKeypoints:
+    """2D poses of the place where the estimator will work, without labels, frame after frame.
+
+    Args:
+        keypoints: (frames, J, 2), or a sequence of such, normalised as the estimator's inputs are.
+            Frames that are not finite are left out.
+        camera: (9,) intrinsics for all, or one each for every sequence or every frame; None for
+            those of the training.
+
+    Raises `PoseAugError` for other shapes, pixels, or fewer than 64 finite frames.
+    """
+
+    def __init__(self, keypoints: Any, camera: Any = None) -> None:
+        is_one = getattr(keypoints, "ndim", 0) == 3
+        try:
+            given = [keypoints] if is_one else list(keypoints)
+            sequences = [torch.as_tensor(x, dtype=torch.float32, device="cpu") for x in given]
+            joined = torch.cat(sequences)
+        except (TypeError, ValueError, RuntimeError):
+            sequences, joined = [], torch.empty(0)
+        if joined.dim() != 3 or joined.shape[2] != 2:
+            raise PoseAugError(
+                "target_2d must be (frames, joints, 2) or a list of such sequences of one "
+                f"skeleton, got {tuple(joined.shape) or type(keypoints).__name__}."
+            )
+        lengths = torch.tensor([len(s) for s in sequences])
+        finite = joined.isfinite().flatten(1).all(1)
+        # Where frames are missing, another sequence begins.
+        begins = torch.zeros(len(joined), dtype=torch.bool)
+        begins[lengths.cumsum(0)[:-1]] = True
+        begins[1:] |= ~finite[:-1]
+        self.keypoints, self.left_out = joined[finite], int((~finite).sum())
+        self.intrinsics = None if camera is None else _per_frame(camera, lengths)[finite]
+        counts = begins.cumsum(0)[finite].unique_consecutive(return_counts=True)[1]
+        ends = counts.cumsum(0)
+        self.first, self.last = (x.repeat_interleave(counts) for x in (ends - counts, ends - 1))
+        if len(self.keypoints) < _FEWEST:
+            raise PoseAugError(
+                f"target_2d must have {_FEWEST} finite frames or more, got {len(self.keypoints)}."
+            )
+        outside = (self.keypoints.abs() > 1.5).any(-1).float().mean().item()
+        if outside > 0.5:
+            raise PoseAugError(
+                "target_2d must be normalised like the estimator's inputs, within [-1, 1] over the "
+                f"image width, got {outside:.0%} of the keypoints outside of +-1.5: pixels? "
+                "Normalise them with normalize_screen_coordinates(pixels, width, height)."
+            )
+
+
+def _per_frame(camera: Any, lengths: Tensor) -> Tensor:
+    """(frames, 9) intrinsics; `PoseAugError` for what is none."""
+    frames = int(lengths.sum())
+    try:
+        rows = torch.as_tensor(np.asarray(camera, np.float32))
+    except (TypeError, ValueError):
+        rows = torch.empty(0)
+    if rows.shape == (len(lengths), 9):
+        rows = rows.repeat_interleave(lengths, 0)
+    if rows.shape not in ((9,), (frames, 9)) or not (rows[..., :2] > 0).all():
+        raise PoseAugError(
+            f"target_camera must be (9,) intrinsics, or one each for the {len(lengths)} sequences "
+            f"or the {frames} frames, with focal lengths above 0, got {tuple(rows.shape)}."
+        )
+    return rows.expand(frames, 9)
+
+
+def _run_length(frames: int) -> int:
+    """How many frames of a sequence the answers are of, for windows of some frames."""
+    return 1 if frames == 1 else 4 * frames
+
+
+class ClosedLoop(nn.Module):
+    """Gives a share of the poses to augment the bodies, poses and views of the target.
+
+    From time to time the estimator is asked for poses of the target's 2D. Its answers are put on
+    the rays of their keypoints. Then bones that lie across the view show how long they are, and
+    bones of known length show how deep they reach. What comes out is better than the answers, so
+    the estimator learns from it; what had to change much is left out.
+
+    Critics and controller see nothing of this: an update that learns has the batch's own poses.
+    """
+
+    first_update = 1000  # in which answers are asked for
+    ratios: Tensor  # (groups,) bone lengths of the target / the training's
+    size: Tensor  # 0-d, of the target's body / the training's; guessed once
+    poses: Tensor  # (frames, J, 3) camera space, metres; runs that are known come first
+    intrinsics: Tensor  # (frames, 9) of the cameras that see them
+    known: Tensor  # 0-d, how many runs are known
+    share: Tensor  # 0-d, how many are known of those that were asked for; 0 before the first
+    asked: Tensor  # 0-d, how often answers were asked for
+
+    def __init__(self, target: TargetKeypoints, skeleton: Skeleton) -> None:
+        super().__init__()
+        if target.keypoints.shape[1] != skeleton.num_joints:
+            raise PoseAugError(
+                f"target_2d must have {skeleton.num_joints} joints for skeleton "
+                f"{skeleton.name!r}, got {target.keypoints.shape[1]}."
+            )
+        self.target, self.skeleton = target, skeleton
+        self.register_buffer("ratios", torch.ones(skeleton.num_bone_length_groups))
+        self.register_buffer("poses", torch.zeros(_CAPACITY, skeleton.num_joints, 3))
+        self.register_buffer("intrinsics", torch.zeros(_CAPACITY, 9))
+        for name in ("size", "known", "share", "asked"):
+            self.register_buffer(name, torch.zeros(()))
+
+    def is_due(self, num_updates: int) -> bool:
+        """Whether to ask: after the first update for that, and each time a quarter later."""
+        step = round(math.log(max(num_updates, 1) / self.first_update, _GROWTH))
+        return step >= 0 and round(self.first_update * _GROWTH**step) == num_updates
+
+    @torch.no_grad()
+    def learn(
+        self,
+        ask: Callable[[Tensor], Tensor],
+        batch: CanonicalBatch | None,
+        target_frame: int,
+        generator: torch.Generator,
+        average: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    ) -> None:
+        """Ask the estimator, and keep what its answers show.
+
+        Args:
+            ask: From keypoints (N, T, J, 2) to the estimator's poses (N, T or 1, J, 3), metres.
+            batch: A training batch before augmentation; None where only other processes have one.
+            target_frame: Index of the frame that is lifted, where that is one of several.
+            generator: The random stream.
+            average: Over processes, of figures and how many samples they are of.
+        """
+        skeleton, device = self.skeleton, generator.device
+        figures = torch.zeros(2, skeleton.num_bone_length_groups, device=device)
+        weight = figures.new_zeros(())
+        if batch is not None:
+            batch = CanonicalBatch(*(field[batch.usable] for field in batch))
+            frames = batch.keypoints.shape[1]
+            runs = self._runs(frames, generator)
+            camera = self._cameras(runs, batch.intrinsics)
+            everything, lifted = self.target.keypoints.to(device), slice(None)
+            windows = runs.reshape(-1, frames)
+            if frames > 1 and ask(everything[windows[:1]]).shape[1] == 1:
+                offsets = torch.arange(frames, device=device) - target_frame
+                windows = self._within_sequence(runs.reshape(-1, 1), offsets)
+                lifted = slice(target_frame, target_frame + 1)
+            size = len(batch.keypoints)
+
+            def seen(keypoints: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+                answers = torch.cat([ask(part) for part in keypoints.split(size)]).flatten(0, 1)
+                keypoints = keypoints[:, lifted].flatten(0, 1)
+                intrinsics = intrinsics.repeat_interleave(len(keypoints) // len(intrinsics), 0)
+                return on_their_rays(root_relative(answers, skeleton), keypoints, intrinsics)
+
+            theirs, found = seen(everything[windows], camera)
+            ours, known = seen(batch.keypoints, batch.intrinsics)
+            if min(int(found.sum()), int(known.sum())) >= _FEWEST_ANSWERS:
+                weight = found.sum().to(figures.dtype)
+                own = average_bone_lengths(batch.joints, skeleton).flatten(0, -2).median(0).values
+                there = lengths_across(theirs[found], skeleton)
+                figures = torch.stack([there / lengths_across(ours[known], skeleton), own]).log()
+        figures, total = average(figures, weight)
+        if total > 0:
+            ratios, own = figures.exp()
+            self._believe(ratios, own)
+            if weight > 0:
+                lengths = per_bone(own * self.ratios, skeleton)
+                poses, change = with_lengths_on_rays(theirs, lengths, skeleton)
+                self._keep(poses, camera, found & (change < _CHANGE_BOUND), runs.shape)
+            self.asked += 1
+            _LOG.info("PoseAugHook: %s", self)
+
+    def _believe(self, measured: Tensor, source: Tensor) -> None:
+        """Take over bone length ratios (groups,), bounded, at the size that was guessed first."""
+        counts = skeleton_tables(self.skeleton, source.device, source.dtype).pooling.count_nonzero(
+            1
+        )
+
+        def size(ratios: Tensor) -> Tensor:
+            return (ratios * source * counts).sum() / (source * counts).sum()
+
+        # The estimator is right about size more often than not; asked again, it would answer what
+        # it was taught.
+        guess = size(measured).clamp(1 - _SIZE_BOUND, 1 + _SIZE_BOUND)
+        self.size.copy_(torch.where(self.asked == 0, guess, self.size))
+        ratios = measured * (self.size / size(measured))
+        self.ratios.copy_(ratios.clamp(1 - _BODY_BOUND, 1 + _BODY_BOUND))
+
+    def _keep(self, poses: Tensor, camera: Tensor, good: Tensor, shape: torch.Size) -> None:
+        """Keep poses (frames, J, 3) and their cameras (frames, 9), good runs of ``shape`` first."""
+        is_known = good.view(shape).all(1)
+        order = is_known.to(torch.uint8).argsort(descending=True, stable=True)
+        for kept, latest in ((self.poses, poses), (self.intrinsics, camera)):
+            latest = latest.unflatten(0, shape)[order].flatten(0, 1)
+            kept[: len(latest)] = latest
+        self.known.copy_(is_known.sum())
+        self.share.copy_(is_known.float().mean())
+
+    def _runs(self, frames: int, generator: torch.Generator) -> Tensor:
+        """(runs, length) places of target frames, each run out of one sequence."""
+        device, length = generator.device, _run_length(frames)
+        count = _CAPACITY // length
+        draws = torch.rand(count, 1, device=device, generator=generator)
+        places = (draws * len(self.target.keypoints)).long()
+        return self._within_sequence(places, torch.arange(length, device=device))
+
+    def _within_sequence(self, places: Tensor, offsets: Tensor) -> Tensor:
+        """(N, k) places around ``places`` (N, 1); beyond its ends a sequence stands still."""
+        first, last = (x.to(places.device)[places] for x in (self.target.first, self.target.last))
+        return (places + offsets).clamp(first, last)
+
+    def _cameras(self, runs: Tensor, own: Tensor) -> Tensor:
+        """(frames, 9) intrinsics of the frames of all runs; the training's where none are known."""
+        places = runs.flatten()
+        if self.target.intrinsics is None:
+            return own[torch.arange(len(places), device=own.device) // runs.shape[1] % len(own)]
+        return self.target.intrinsics.to(own.device)[places]
+
+    def mix_in(
+        self, chosen: CanonicalBatch, generator: torch.Generator
+    ) -> tuple[CanonicalBatch, Tensor]:
+        """Exchange poses and bodies of a share of ``chosen``; and which are not augmented (B,)."""
+        joints, skeleton = chosen.joints, self.skeleton
+        size, frames = joints.shape[:2]
+        which, when, *draws = torch.rand(5, size, device=joints.device, generator=generator)
+        length = _run_length(frames)
+        first = (which * self.known).long() * length + (when * (length - frames + 1)).long()
+        places = first[:, None] + torch.arange(frames, device=joints.device)
+        theirs = self.poses[places.clamp(0, _CAPACITY - 1)]
+        is_posed = draws[0] < _POSED * self.share
+        is_bodied = is_posed | (draws[1] < _BODIED * (self.share > 0))
+        bones, posed = joints_to_bones(joints, skeleton), is_posed[:, None, None, None]
+        lengths = bone_lengths(bones).unsqueeze(-1)
+        directions = bone_directions(joints_to_bones(theirs, skeleton)).where(
+            posed, bones / lengths
+        )
+        ratios = per_bone(self.ratios, skeleton).where(is_bodied[:, None], 1.0)
+        root = torch.where(posed, theirs, joints)[:, :, skeleton.root]
+        bones = directions * lengths * ratios[:, None, :, None]
+        camera = torch.where(is_posed[:, None], self.intrinsics[first], chosen.intrinsics)
+        changed = bones_to_joints(bones, skeleton, root)
+        stays = is_posed & (draws[2] < _AS_THEY_ARE)
+        return chosen._replace(joints=changed, intrinsics=camera), stays
+
+    def __str__(self) -> str:
+        if not self.asked:
+            return "the target is not known yet"
+        names = [self.skeleton.joints[c].split("_")[-1] for c in self.skeleton.bone_children]
+        ratios = dict(zip(names, per_bone(self.ratios, self.skeleton).tolist(), strict=True))
+        lengths = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+        return (
+            f"bones of the people there, by the joint they lead to: {lengths} of yours; "
+            f"{self.share:.0%} of the estimator's answers there can be learned from"
+        )
