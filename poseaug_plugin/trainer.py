@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from .adversary.critics import Critic, Term, critic_loss
 from .adversary.pool import FakePosePool
-from .augment.augmenter import Augmenter, Keeps, Windows
+from .augment.augmenter import Augmenter, Windows
 from .augment.policy import AugmentationPolicy, RandomPolicy
 from .augment.transforms import AugmentedBatch, GeneratedPoses
 from .body.poses import CanonicalPoses
@@ -128,10 +127,7 @@ class Trainer:
 
     def augment(self, poses: CanonicalPoses, keeps_cameras: bool = True) -> AugmentedBatch:
         """Augment poses, and keep what the next update reads."""
-        keeps: Keeps = "nothing"
-        if self.learns_next:
-            keeps = "inputs" if "policy" in self._due else "generated"
-        return self.recorder.call(self.augmenter.augment, poses, keeps_cameras, keeps)
+        return self.recorder.call(self.augmenter.augment, poses, keeps_cameras, self.learns_next)
 
     @property
     def learns_next(self) -> bool:
@@ -187,10 +183,8 @@ class Trainer:
         gradients: dict[str, WeightedGradients] = {}
         losses: dict[str, Tensor] = {}
         readings: dict[str, Tensor] = {}
-        generated = batch.generated
-        if generated is None:
-            assert batch.inputs is not None
-            generated = self.augmenter.generate(batch.inputs)
+        assert batch.inputs is not None
+        generated = self.augmenter.generate(batch.inputs)
         weight = generated.weights.sum()
         for phase in self.phases:
             if phase.name in due:
@@ -199,8 +193,6 @@ class Trainer:
                 gradients[phase.name] = WeightedGradients(learned, weight)
                 losses |= loss.losses
                 readings |= loss.readings
-                if generated.keypoints.requires_grad:
-                    generated = tree_map_only(Tensor, Tensor.detach, generated)
         with torch.no_grad():
             readings |= self.augmenter.readings(batch, generated)
             errors = observed_errors(predicted, batch, self.skeleton)

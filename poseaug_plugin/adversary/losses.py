@@ -9,7 +9,7 @@ def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
     if weights is None:
         return values.mean()
     per_sample = values.flatten(1).mean(1) if values.dim() > 1 else values
-    return (per_sample * weights).sum() / weights.sum().clamp(min=1e-12)
+    return per_sample.dot(weights) / weights.sum().clamp(min=1e-12)
 
 
 def lsgan_critic_loss(

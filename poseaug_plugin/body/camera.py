@@ -38,14 +38,13 @@ def _distort(rays: Tensor, intrinsics: Tensor) -> Tensor:
     The polynomial was fitted inside the frame. Further out it turns over and would send a point
     that moves right to the left, and its gradient with it.
     """
-    tangential = intrinsics[..., 7:9]
+    k1, k2, k3, tangential = intrinsics[..., 4:].split((1, 1, 1, 2), -1)
     r2 = rays.square().sum(-1, keepdim=True)
-    inside = rays * (_LENS_LIMIT / r2.clamp(min=_LENS_LIMIT)).sqrt()
+    inside = rays * (r2.clamp(min=_LENS_LIMIT) / _LENS_LIMIT).rsqrt()
     r2 = r2.clamp(max=_LENS_LIMIT)
-    k1, k2, k3 = intrinsics[..., 4:7].split(1, -1)
-    radial = 1 + r2 * torch.addcmul(k1, r2, torch.addcmul(k2, r2, k3))
+    radial = r2 * torch.addcmul(k1, r2, torch.addcmul(k2, r2, k3))
     factor = radial + (tangential * inside).sum(-1, keepdim=True)
-    return torch.addcmul(tangential * r2, rays, factor)
+    return rays + torch.addcmul(tangential * r2, rays, factor)
 
 
 def _on_screen(slopes: Tensor, intrinsics: Tensor) -> Tensor:
@@ -82,21 +81,18 @@ def in_view(
     the lens has turned over, or where it would be well outside without the lens. False for NaN.
     ``aspect_ratio`` is height / width; ``keypoints`` are the projections, where those are known.
     """
-    intrinsics, rays = _per_point(intrinsics, points), _rays(points)
     if keypoints is None:
-        keypoints = _on_screen(_distort(rays, intrinsics), intrinsics)
-    seen = _in_frame(keypoints, aspect_ratio)
-    pinhole = _in_frame(_on_screen(rays, intrinsics), aspect_ratio, margin=1.5)
+        keypoints = project_points(points, intrinsics)
+    intrinsics = _per_point(intrinsics, points)
+    rays, z = points[..., :2] / points[..., 2:], points[..., 2]
+    # At most 1 in the frame: by the lens, and with a margin of one half without it.
+    pinhole = _on_screen(rays, intrinsics).abs()
+    x, y = torch.maximum(keypoints.abs(), pinhole / 1.5).unbind(-1)
     # The slope of the distorted radius: it still grows with the radius there.
     r2 = rays.square().sum(-1)
     k1, k2, k3 = intrinsics[..., 4:7].unbind(-1)
     slope = 1 + r2 * torch.addcmul(3 * k1, r2, torch.addcmul(5 * k2, r2, k3, value=7))
-    return (points[..., 2] > Z_NEAR) & seen & pinhole & (slope > 0)
-
-
-def _in_frame(keypoints: Tensor, aspect_ratio: float, margin: float = 1.0) -> Tensor:
-    x, y = keypoints.abs().unbind(-1)
-    return (x <= margin) & (y <= margin * aspect_ratio)
+    return (z > Z_NEAR) & (x <= 1.0) & (y <= aspect_ratio) & (slope > 0)
 
 
 def undistort_points(keypoints: Tensor, intrinsics: Tensor, iterations: int = 8) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..adversary.critics import AdversarialTerm, length_ratios
 from ..adversary.losses import weighted_mean
-from ..augment.transforms import GeneratedPoses, bone_angle_change
+from ..augment.transforms import GeneratedPoses
 from ..body.camera import Z_NEAR, project_rays
 from ..body.skeleton import Skeleton
 
@@ -112,9 +112,10 @@ class ReleasedRangeTerm:
 
     def __call__(self, generated: GeneratedPoses) -> Tensor:
         """The weighted term, 0-d."""
-        turned = bone_angle_change(generated.clean_pose, generated.bent_pose, self.skeleton)
         ratios = length_ratios(generated, self.skeleton)
-        angle = weighted_mean(dead_zone(turned.mean(1), 0.205, 0.165), generated.weights)
+        angle = weighted_mean(
+            dead_zone(generated.angle_change.mean(1), 0.205, 0.165), generated.weights
+        )
         length = weighted_mean(dead_zone(ratios, 0.0, 0.1), generated.weights)
         return 3.0 * (angle + length)
 
