@@ -58,7 +58,7 @@ def _critic_loss(
     with torch.no_grad():
         real, fake = critic.real(generated), critic.fake(generated)
         # Zeros for a pose that is not finite, so that no pool holds one.
-        finite = fake.isfinite().flatten(1).all(1)
+        finite = fake.flatten(1).sum(1).abs() < torch.inf
         fake = torch.where(finite.reshape(-1, *[1] * (fake.dim() - 1)), fake, 0.0)
         fake = pool.exchange(fake, generator)
     loss, accuracy = critic_loss(critic, real, fake, generated.weights)
@@ -134,11 +134,6 @@ class Trainer:
         """Whether the next update learns anything, or takes figures."""
         return self.num_updates % self.interval == 0
 
-    @property
-    def _due(self) -> tuple[str, ...]:
-        """Names of the networks that learn in the next update."""
-        return tuple(p.name for p in self.phases if self.num_updates % p.interval == 0)
-
     def update(
         self,
         batch: AugmentedBatch | None,  # of `augment`; None where only other ranks may have one
@@ -154,12 +149,12 @@ class Trainer:
             return
         if self._before_update is not None and context is not None:
             self._before_update(context)
-        due = self._due
+        due = tuple(p.name for p in self.phases if self.num_updates % p.interval == 0)
         # A published recipe asks somebody else's network, and changes: it cannot be replayed. Nor
         # can a pool that fills up: how full it is is Python's.
         are_settled = all(len(pool) in (0, pool.capacity) for pool in self.pools.values())
         repeats = self._before_update is None and are_settled
-        call: Callable[..., Any] = self.recorder.call if repeats else _as_written
+        call: Callable[..., Any] = self.recorder.call if repeats else lambda f, *args: f(*args)
         gradients: dict[str, WeightedGradients] = {}
         readings = None
         if batch is not None:
@@ -268,7 +263,3 @@ class Trainer:
         else:
             # Saved by another rank, or on another kind of device: a stream of one's own.
             self.generator.manual_seed(self.generator.initial_seed() + self.num_updates)
-
-
-def _as_written(method: Callable[..., Any], *arguments: Any) -> Any:
-    return method(*arguments)

@@ -95,7 +95,7 @@ class PartKCSCritic(Critic):
         # of the matrix is zero to a part, so its weights would never be used.
         own = pairs.sort(dim=1, descending=True, stable=True)
         most = int(pairs.sum(1).max())
-        self.register_buffer("entries", own.indices[:, :most], persistent=False)
+        self.register_buffer("entries", own.indices[:, :most].contiguous(), persistent=False)
         self.register_buffer("entry_masks", own.values[:, :most], persistent=False)
         self.layer_1 = GroupedLinear(len(parts), bones * bones, width)
         self.layer_1.keep_inputs(self.entries)

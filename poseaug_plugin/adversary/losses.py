@@ -26,7 +26,7 @@ def lsgan_policy_loss(fake_scores: Tensor, weights: Tensor | None = None) -> Ten
 
 def critic_accuracy(scores: Tensor, is_real: bool) -> Tensor:
     """Share of scores (any shape) within 1/2 of their label, as the released code counts."""
-    return ((scores - float(is_real)).abs() <= 0.5).to(torch.float32).mean()
+    return ((scores - float(is_real)).abs() <= 0.5).mean(dtype=torch.float32)
 
 
 def rectified_mean(values: Tensor, threshold: float) -> Tensor:

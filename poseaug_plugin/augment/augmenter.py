@@ -69,10 +69,7 @@ class Augmenter:
     def augment(
         self, poses: CanonicalPoses, keeps_cameras: bool = True, keeps_inputs: bool = False
     ) -> AugmentedBatch:
-        """Augment; ``keeps_cameras`` leaves focal lengths alone, for a host who would not know.
-
-        ``keeps_inputs`` is for an update that makes the poses again, or some of them.
-        """
+        """Augment; ``keeps_cameras`` leaves focal lengths alone, for a host who would not know."""
         batch = canonical_batch(poses)
         size, frames = batch.keypoints.shape[:2]
         count, device = self.count_of(size), batch.joints.device
@@ -87,8 +84,7 @@ class Augmenter:
         noise = torch.randn(count, self.policy.noise_size, device=device, generator=self.generator)
         judged = None
         if frames > 1:
-            draws = torch.rand(count, device=device, generator=self.generator)
-            judged = (draws * frames).long().clamp(max=frames - 1)
+            judged = torch.randint(frames, (count,), device=device, generator=self.generator)
         inputs = AugmentationInputs(chosen, noise, judged, keeps_cameras)
         # Without a graph, which would be kept through the user's own forward and backward pass;
         # an update of the policy makes the same poses again with one. (Of fewer samples it has the
@@ -124,12 +120,11 @@ class Augmenter:
     def readings(self, augmented: AugmentedBatch, generated: GeneratedPoses) -> dict[str, Tensor]:
         """What was done to the poses, by the names of `Diagnostics`."""
         inputs, weights = generated.inputs, generated.weights
-        turned = generated.angle_change.mean(1)
         before = select_frame(inputs.poses.keypoints, inputs.judged_frame).std(0).mean()
         in_batch = augmented.batch.usable[augmented.sources]
         return {
             "kept_share": augmented.accepted.sum() / in_batch.sum(),  # NaN without any
-            "angle_change": (turned * weights).sum() / weights.sum(),
+            "angle_change": generated.angle_change.mean(1).dot(weights) / weights.sum(),
             "length_change": generated.parameters.bone_length_ratio.abs().mean(),
             "diversity": generated.seen_pose.std(0).mean() / before.clamp(min=1e-6),
         }

@@ -23,18 +23,10 @@ OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 # (docs/experiments.md). The gain lets Adam's small steps cross this range in some hundred updates.
 _MAY_NARROW = math.log(3)
 _WIDENING_GAIN = 100.0
-# The operation that reads a spread, and the learned factors by name: which spreads each multiplies.
-_READ_BY: dict[str, Operation] = {
-    **{"limb_angle": "bone_angle", "bone_angle": "bone_angle", "torso_angle": "bone_angle"},
-    **{"yaw": "rigid", "pitch": "rigid", "roll": "rigid"},
-    **{"bone_length": "bone_length", "torso_length": "bone_length"},
-    "focal_length": "focal_length",
-}
-FACTORS: dict[str, tuple[str, ...]] = {
-    **{name: (name,) for name in ("pitch", "roll", "limb_angle")},
-    "bone_angle": ("bone_angle", "torso_angle"),
-    "bone_length": ("bone_length", "torso_length"),
-}
+# Each multiplies the spread of its name, and those of bones that of the torso's too.
+FACTORS = ("pitch", "roll", "limb_angle", "bone_angle", "bone_length")
+# The operation that reads a spread, where it has another name.
+_READ_BY = {"limb_angle": "bone_angle", "yaw": "rigid", "pitch": "rigid", "roll": "rigid"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +109,16 @@ class RandomPolicy(Policy):
         self.skeleton = skeleton = find_skeleton(skeleton)
         self.spread = spread = spread or Spread()
         self.operations = check_operations(operations)
-        bones, groups = skeleton.num_bones, skeleton.num_bone_length_groups
-        limb_of_bone, reaches = zip(*_limbs_of_bones(skeleton), strict=True)
+        bones, groups = skeleton.num_bones, skeleton.bone_length_groups
+        limbs, reaches = zip(*_limbs_of_bones(skeleton), strict=True)
         kinds = ["bone" if reach else "torso" for reach in reaches]
         # What the noise is for: offsets, turns, pitch and roll; and what is drawn uniformly,
         # lengths, yaw, zoom, and whose place it is, how far away, and whether there is a move.
-        sizes = (3 * bones, 3 * max(len(skeleton.limbs), 1), 2, groups, 1, 1, 3)
+        sizes = (3 * bones, 3 * (max(limbs) + 1), 2, max(groups) + 1, 1, 1, 3)
         self.noise_size, self._num_normal = sum(sizes), sum(sizes[:3])
         offset, turn, tilt, length, yaw, zoom, _ = torch.arange(self.noise_size).split(sizes)
-        turn, length = turn.view(-1, 3)[[*limb_of_bone]], length[[*skeleton.bone_length_groups]]
-        columns = torch.cat([offset, turn.flatten(), yaw, tilt, length, zoom])
+        turn, length = turn.view(-1, 3)[[*limbs]].flatten(), length[[*groups]]
+        columns = torch.cat([offset, turn, yaw, tilt, length, zoom])
         self.register_buffer("columns", columns, persistent=False)
         self._sizes = (3 * bones, 3 * bones, 3, bones, 1)
         self.spreads = (
@@ -137,10 +129,13 @@ class RandomPolicy(Policy):
             "focal_length",
         )
         # An operation that is off changes nothing at a width of 0.
-        on = [getattr(spread, s) * (_READ_BY[s] in self.operations) for s in self.spreads]
-        widths = torch.tensor(on)
+        widths = torch.tensor([float(getattr(spread, s) * self.reads(s)) for s in self.spreads])
         widths[3 * bones : 6 * bones] *= torch.tensor(reaches).repeat_interleave(3)
         self.register_buffer("widths", widths, persistent=False)
+
+    def reads(self, spread: str) -> bool:
+        """Whether an operation that is on reads a spread."""
+        return _READ_BY.get(spread, _factor_of(spread)) in self.operations
 
     @override
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
@@ -156,7 +151,6 @@ class RandomPolicy(Policy):
         drawn = torch.cat([normal, uniform], 1).index_select(1, self.columns) * widths
         offset, turn, angles, ratio, zoom = drawn.split(self._sizes, 1)
         whose, how_far, moves = uniform[:, -3:].unbind(1)
-
         middle = joints[:, middle_frame(joints.shape[1])]
         bones = bone_directions(joints_to_bones(middle, skeleton))
         offset = offset.view_as(bones) + turn_by(turn.view_as(bones), bones)
@@ -203,9 +197,9 @@ class AugmentationPolicy(Policy):
         self.base = RandomPolicy(skeleton, spread=spread, operations=operations)
         self.noise_size = self.base.noise_size
         self.widening = nn.Parameter(torch.zeros(len(FACTORS)))
-        room = [_room_to_widen(self.base.spread, names) for names in FACTORS.values()]
-        used = [float(_READ_BY[name] in self.base.operations) for name in FACTORS]
-        of_draw = [[float(s in names) for names in FACTORS.values()] for s in self.base.spreads]
+        room = [_room_to_widen(self.base.spread, name) for name in FACTORS]
+        used = [float(self.base.reads(name)) for name in FACTORS]
+        of_draw = [[float(_factor_of(s) == name) for name in FACTORS] for s in self.base.spreads]
         self.register_buffer("room_to_widen", torch.tensor(room), persistent=False)
         self.register_buffer("used_factors", torch.tensor(used), persistent=False)
         self.register_buffer("factor_of_draw", torch.tensor(of_draw), persistent=False)
@@ -241,8 +235,14 @@ def check_operations(operations: object) -> tuple[Operation, ...]:
     raise PoseAugError(f"operations must be a tuple out of {OPERATIONS}, got {operations!r}.")
 
 
-def _room_to_widen(spread: Spread, names: tuple[str, ...]) -> float:
-    """Logarithm of how many times the spreads of these names may grow."""
+def _factor_of(spread: str) -> str:
+    """Name of the factor on a spread, if there is one."""
+    return spread.replace("torso", "bone")
+
+
+def _room_to_widen(spread: Spread, factor: str) -> float:
+    """Logarithm of how many times the spreads of this factor may grow."""
+    names = [name for name in vars(spread) if _factor_of(name) == factor]
     pairs = [(getattr(spread, name), getattr(Spread(), name)) for name in names]
     room = min((math.log(default / own) for own, default in pairs if own > 0), default=0.0)
     return max(room, 1e-3)  # it divides

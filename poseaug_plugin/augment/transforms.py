@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from typing_extensions import override
 
 from ..body.bones import bone_directions, bone_lengths, bones_to_joints, joints_to_bones
@@ -47,10 +47,7 @@ class AugmentationInputs(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class GeneratedPoses:
-    """What a policy makes of its inputs, in graph with it where gradients are enabled.
-
-    Critics of single poses see each window in its judged frame; what they see is made once.
-    """
+    """What a policy makes of its inputs, in graph with it where gradients are enabled."""
 
     inputs: AugmentationInputs
     parameters: AugmentationParameters
@@ -124,12 +121,8 @@ def evenly_spaced(values: Any, available: int, wanted: int | None) -> Any:
     """``wanted`` of ``available`` samples out of every tensor of nested tuples; None for all."""
     if wanted is None or available <= wanted:
         return values
-
-    def some(tensor: Tensor) -> Tensor:
-        rows = torch.arange(wanted, device=tensor.device) * available // wanted
-        return tensor.index_select(0, rows)
-
-    return tree_map_only(Tensor, some, values)
+    rows = torch.arange(wanted, device=tree_leaves(values)[0].device) * available // wanted
+    return tree_map_only(Tensor, lambda tensor: tensor.index_select(0, rows), values)
 
 
 def middle_frame(frames: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -102,22 +103,19 @@ class BothSidedTerm(AdversarialTerm):
         return super().__call__(generated) + half
 
 
+@dataclass
 class ReleasedRangeTerm:
     """Two-sided limits on the mean bone angle, and limits on every bone length ratio."""
 
+    skeleton: Skeleton
     name = "range"
-
-    def __init__(self, skeleton: Skeleton) -> None:
-        self.skeleton = skeleton
 
     def __call__(self, generated: GeneratedPoses) -> Tensor:
         """The weighted term, 0-d."""
+        turned, weights = generated.angle_change.mean(1), generated.weights
+        angle = weighted_mean(dead_zone(turned, 0.205, 0.165), weights)
         ratios = length_ratios(generated, self.skeleton)
-        angle = weighted_mean(
-            dead_zone(generated.angle_change.mean(1), 0.205, 0.165), generated.weights
-        )
-        length = weighted_mean(dead_zone(ratios, 0.0, 0.1), generated.weights)
-        return 3.0 * (angle + length)
+        return 3.0 * (angle + weighted_mean(dead_zone(ratios, 0.0, 0.1), weights))
 
 
 def project_clamped(points: Tensor, intrinsics: Tensor) -> Tensor:
