@@ -6,11 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from .adversary.critics import Critic, Term, critic_loss
 from .adversary.pool import FakePosePool
-from .augment.augmenter import Augmenter, Keeps, Windows
+from .augment.augmenter import Augmenter, Windows
 from .augment.policy import AugmentationPolicy, RandomPolicy
 from .augment.transforms import AugmentedBatch, GeneratedPoses
 from .body.poses import CanonicalPoses
@@ -61,7 +60,7 @@ def _critic_loss(
     with torch.no_grad():
         real, fake = critic.real(generated), critic.fake(generated)
         # Zeros for a pose that is not finite, so that no pool holds one.
-        finite = fake.isfinite().flatten(1).all(1)
+        finite = fake.flatten(1).sum(1).abs() < torch.inf
         fake = torch.where(finite.reshape(-1, *[1] * (fake.dim() - 1)), fake, 0.0)
         fake = pool.exchange(fake, generator)
     loss, accuracy = critic_loss(critic, real, fake, generated.weights)
@@ -132,20 +131,12 @@ class Trainer:
 
     def augment(self, poses: CanonicalPoses, keeps_cameras: bool = True) -> AugmentedBatch:
         """Augment poses, and keep what the next update reads."""
-        keeps: Keeps = "nothing"
-        if self.learns_next:
-            keeps = "inputs" if "policy" in self._due else "generated"
-        return self.recorder.call(self.augmenter.augment, poses, keeps_cameras, keeps)
+        return self.recorder.call(self.augmenter.augment, poses, keeps_cameras, self.learns_next)
 
     @property
     def learns_next(self) -> bool:
         """Whether the next update learns anything, or takes figures."""
         return self.num_updates % self.interval == 0
-
-    @property
-    def _due(self) -> tuple[str, ...]:
-        """Names of the networks that learn in the next update."""
-        return tuple(p.name for p in self.phases if self.num_updates % p.interval == 0)
 
     def update(
         self,
@@ -164,12 +155,12 @@ class Trainer:
             return
         if self._before_update is not None and context is not None:
             self._before_update(context)
-        due = self._due
+        due = tuple(p.name for p in self.phases if self.num_updates % p.interval == 0)
         # A published recipe asks somebody else's network, and changes: it cannot be replayed. Nor
         # can a pool that fills up: how full it is is Python's.
         are_settled = all(len(pool) in (0, pool.capacity) for pool in self.pools.values())
         repeats = self._before_update is None and are_settled
-        call: Callable[..., Any] = self.recorder.call if repeats else _as_written
+        call: Callable[..., Any] = self.recorder.call if repeats else lambda f, *args: f(*args)
         gradients: dict[str, WeightedGradients] = {}
         readings = None
         if batch is not None:
@@ -217,10 +208,8 @@ class Trainer:
         gradients: dict[str, WeightedGradients] = {}
         losses: dict[str, Tensor] = {}
         readings: dict[str, Tensor] = {}
-        generated = batch.generated
-        if generated is None:
-            assert batch.inputs is not None
-            generated = self.augmenter.generate(batch.inputs)
+        assert batch.inputs is not None
+        generated = self.augmenter.generate(batch.inputs)
         weight = generated.weights.sum()
         for phase in self.phases:
             if phase.name in due:
@@ -229,8 +218,6 @@ class Trainer:
                 gradients[phase.name] = WeightedGradients(learned, weight)
                 losses |= loss.losses
                 readings |= loss.readings
-                if generated.keypoints.requires_grad:
-                    generated = tree_map_only(Tensor, Tensor.detach, generated)
         with torch.no_grad():
             readings |= self.augmenter.readings(batch, generated)
             errors = observed_errors(predicted, batch, self.skeleton)
@@ -316,7 +303,3 @@ class Trainer:
         else:
             # Saved by another rank, or on another kind of device: a stream of one's own.
             self.generator.manual_seed(self.generator.initial_seed() + self.num_updates)
-
-
-def _as_written(method: Callable[..., Any], *arguments: Any) -> Any:
-    return method(*arguments)

@@ -16,7 +16,6 @@ from poseaug_plugin.augment.transforms import (
     AugmentedPoses,
     GeneratedPoses,
     bend_directions,
-    generated_poses,
     identity_parameters,
 )
 from poseaug_plugin.body.bones import bone_lengths, bones_to_joints, joints_to_bones, per_bone
@@ -135,7 +134,7 @@ def generated(
         bent: (B, J, 3), which are also the moved ones.
         keypoints: (B, J, 2) of the augmented poses.
         ratio: (B, bones) of bone lengths.
-        weights: (B,).
+        weights: (B,), each 0 or 1.
     """
     bent = clean if bent is None else bent
     intrinsics = clean.new_tensor([1.0, 1.0, *[0.0] * 7]).expand(len(clean), 9)
@@ -144,19 +143,19 @@ def generated(
         clean[:, None],
         project_points(clean, intrinsics)[:, None],
         intrinsics,
-        torch.ones(len(clean), dtype=torch.bool),
+        torch.ones(len(clean), dtype=torch.bool) if weights is None else weights > 0,
     )
     parameters = identity_parameters(poses.joints, H36M_16)
     if ratio is not None:
         parameters = parameters._replace(bone_length_ratio=ratio[:, None])
-    made = generated_poses(
+    return GeneratedPoses(
         AugmentationInputs(poses, clean.new_zeros(len(clean), 0), None, True),
         parameters,
         AugmentedPoses(bent[:, None], bent[:, None], bent[:, None]),
         keypoints[:, None],
         intrinsics,
+        H36M_16,
     )
-    return made if weights is None else made._replace(weights=weights)
 
 
 def lifted(keypoints: Tensor) -> Tensor:

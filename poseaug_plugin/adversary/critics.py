@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu
 from typing_extensions import override
 
-from ..augment.transforms import GeneratedPoses, Policy, bone_angle_change
+from ..augment.transforms import GeneratedPoses, Policy
 from ..body.bones import bone_directions, joints_to_bones, kinematic_chain_space, skeleton_tables
 from ..body.camera import project_points
 from ..body.presets import find_skeleton
@@ -24,7 +23,10 @@ from .losses import (
 
 
 class GroupedLinear(nn.Module):
-    """``groups`` linear layers side by side: (B, groups, inputs) -> (B, groups, outputs)."""
+    """``groups`` linear layers side by side: (groups, inputs, B) -> (groups, outputs, B).
+
+    With the batch last no product of matrices, forwards or backwards, has to copy one.
+    """
 
     def __init__(self, groups: int, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -41,9 +43,7 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply every group's layer to its own features."""
-        x = rearrange(x, "batch groups inputs -> groups batch inputs")
-        outputs = torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.mT)
-        return rearrange(outputs, "groups batch outputs -> batch groups outputs")
+        return torch.baddbmm(self.bias.unsqueeze(2), self.weight, x)
 
 
 class Critic(nn.Module):
@@ -95,7 +95,7 @@ class PartKCSCritic(Critic):
         # of the matrix is zero to a part, so its weights would never be used.
         own = pairs.sort(dim=1, descending=True, stable=True)
         most = int(pairs.sum(1).max())
-        self.register_buffer("entries", own.indices[:, :most], persistent=False)
+        self.register_buffer("entries", own.indices[:, :most].contiguous(), persistent=False)
         self.register_buffer("entry_masks", own.values[:, :most], persistent=False)
         self.layer_1 = GroupedLinear(len(parts), bones * bones, width)
         self.layer_1.keep_inputs(self.entries)
@@ -117,9 +117,9 @@ class PartKCSCritic(Critic):
         directions = bone_directions(joints_to_bones(joints, self.skeleton))
         gram = kinematic_chain_space(directions).flatten(1)
         seen = gram.index_select(1, self.entries.flatten()).unflatten(1, self.entries.shape)
-        features = leaky_relu(self.layer_1(seen * self.entry_masks))
+        features = leaky_relu(self.layer_1((seen * self.entry_masks).permute(1, 2, 0)))
         deeper = self.layer_3(leaky_relu(self.layer_2(features))) + features
-        return self.score(leaky_relu(self.layer_last(deeper))).squeeze(-1)
+        return self.score(leaky_relu(self.layer_last(deeper))).squeeze(1).T
 
 
 class KeypointCritic(Critic):
@@ -201,9 +201,8 @@ class RangeTerm:
     def __call__(self, generated: GeneratedPoses) -> Tensor:
         """The weighted term, 0-d."""
         weights = generated.weights
-        turned = bone_angle_change(generated.clean_pose, generated.bent_pose, self.skeleton)
         ratios = length_ratios(generated, self.skeleton).abs()
-        angle = weighted_mean(rectified_mean(turned, self.angle_limit), weights)
+        angle = weighted_mean(rectified_mean(generated.angle_change, self.angle_limit), weights)
         length = weighted_mean(rectified_mean(ratios, self.length_limit), weights)
         return (angle + length) * self.weight
 

@@ -9,7 +9,7 @@ def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
     if weights is None:
         return values.mean()
     per_sample = values.flatten(1).mean(1) if values.dim() > 1 else values
-    return (per_sample * weights).sum() / weights.sum().clamp(min=1e-12)
+    return per_sample.dot(weights) / weights.sum().clamp(min=1e-12)
 
 
 def lsgan_critic_loss(
@@ -26,7 +26,7 @@ def lsgan_policy_loss(fake_scores: Tensor, weights: Tensor | None = None) -> Ten
 
 def critic_accuracy(scores: Tensor, is_real: bool) -> Tensor:
     """Share of scores (any shape) within 1/2 of their label, as the released code counts."""
-    return ((scores - float(is_real)).abs() <= 0.5).to(torch.float32).mean()
+    return ((scores - float(is_real)).abs() <= 0.5).mean(dtype=torch.float32)
 
 
 def rectified_mean(values: Tensor, threshold: float) -> Tensor:

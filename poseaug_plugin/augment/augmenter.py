@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,9 +18,7 @@ from .transforms import (
     GeneratedPoses,
     Policy,
     apply_augmentation,
-    bone_angle_change,
     evenly_spaced,
-    generated_poses,
     matching_frames,
     middle_frame,
     select_frame,
@@ -30,10 +28,6 @@ from .transforms import (
 Projection = Callable[[Tensor, Tensor], Tensor]
 # Points (B, ..., 3), their keypoints (B, ..., 2) and intrinsics (B, 9) to (B, ...) bool.
 FrameCheck = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-# What of a batch the next update needs: inputs, to make the same poses in graph with the policy, or
-# those that are generated here.
-Keeps = Literal["nothing", "inputs", "generated"]
 
 
 class Windows(Protocol):
@@ -83,7 +77,7 @@ class Augmenter:
         return middle_frame(frames) if self.windows is None else self.windows.target_frame(frames)
 
     def augment(
-        self, poses: CanonicalPoses, keeps_cameras: bool = True, keeps: Keeps = "nothing"
+        self, poses: CanonicalPoses, keeps_cameras: bool = True, keeps_inputs: bool = False
     ) -> AugmentedBatch:
         """Augment; ``keeps_cameras`` leaves focal lengths alone, for a host who would not know."""
         batch = canonical_batch(poses)
@@ -94,17 +88,16 @@ class Augmenter:
         if self.appends:
             sources = originals = torch.arange(size, device=device)
         if self.windows is None:
-            chosen = CanonicalBatch(*(field[sources] for field in batch))
+            chosen = CanonicalBatch(*(field.index_select(0, sources) for field in batch))
         else:
             chosen = self.windows.sample(count, frames, self.generator)
         stays = None
-        if self.closed_loop is not None and keeps == "nothing":
+        if self.closed_loop is not None and not keeps_inputs:
             chosen, stays = self.closed_loop.mix_in(chosen, self.generator)
         noise = torch.randn(count, self.policy.noise_size, device=device, generator=self.generator)
         judged = None
         if frames > 1:
-            draws = torch.rand(count, device=device, generator=self.generator)
-            judged = (draws * frames).long().clamp(max=frames - 1)
+            judged = torch.randint(frames, (count,), device=device, generator=self.generator)
         inputs = AugmentationInputs(chosen, noise, judged, keeps_cameras, stays)
         # Without a graph, which would be kept through the user's own forward and backward pass;
         # an update of the policy makes the same poses again with one. (Of fewer samples it has the
@@ -113,9 +106,6 @@ class Augmenter:
         with torch.no_grad(), statistics:
             generated = self.generate(inputs)
         target = self.target_frame(frames)
-        kept: Any = inputs if keeps == "inputs" else generated
-        if keeps != "nothing":
-            kept = evenly_spaced(kept, count, self.learn_from)
         return AugmentedBatch(
             joints=matching_frames(generated.poses.moved, batch.joints.shape[1], target),
             keypoints=generated.keypoints,
@@ -126,8 +116,7 @@ class Augmenter:
             originals=originals,
             target=target,
             batch=batch,
-            inputs=kept if keeps == "inputs" else None,
-            generated=kept if keeps == "generated" else None,
+            inputs=evenly_spaced(inputs, count, self.learn_from) if keeps_inputs else None,
         )
 
     def generate(self, inputs: AugmentationInputs) -> GeneratedPoses:
@@ -142,17 +131,16 @@ class Augmenter:
         if not inputs.keeps_cameras:
             intrinsics = with_focal_ratio(intrinsics, parameters.focal_ratio)
         keypoints = self.project(augmented.moved, intrinsics)
-        return generated_poses(inputs, parameters, augmented, keypoints, intrinsics)
+        return GeneratedPoses(inputs, parameters, augmented, keypoints, intrinsics, self.skeleton)
 
     def readings(self, augmented: AugmentedBatch, generated: GeneratedPoses) -> dict[str, Tensor]:
         """What was done to the poses, by the names of `Diagnostics`."""
         inputs, weights = generated.inputs, generated.weights
         before = select_frame(inputs.poses.keypoints, inputs.judged_frame).std(0).mean()
-        turned = bone_angle_change(generated.clean_pose, generated.bent_pose, self.skeleton)
         in_batch = augmented.batch.usable[augmented.sources]
         return {
             "kept_share": augmented.accepted.sum() / in_batch.sum(),  # NaN without any
-            "angle_change": (turned.mean(1) * weights).sum() / weights.sum(),
+            "angle_change": generated.angle_change.mean(1).dot(weights) / weights.sum(),
             "length_change": generated.parameters.bone_length_ratio.abs().mean(),
             "diversity": generated.seen_pose.std(0).mean() / before.clamp(min=1e-6),
         }
@@ -160,10 +148,10 @@ class Augmenter:
     def _is_valid(self, generated: GeneratedPoses) -> Tensor:
         """(B,): finite, positive bone lengths, in front of the camera and in every frame."""
         moved, keypoints = generated.poses.moved, generated.keypoints
-        sums = moved.flatten(1).sum(1) + keypoints.flatten(1).sum(1)
-        shortest = generated.parameters.bone_length_ratio.flatten(1).amin(1)
+        sums = moved.sum((1, 2, 3)) + keypoints.sum((1, 2, 3))
+        shortest = generated.parameters.bone_length_ratio.amin((1, 2))
         if self.frame_check is None:
             seen = in_view(moved, generated.intrinsics, self.aspect_ratio, keypoints)
         else:
             seen = self.frame_check(moved, keypoints, generated.intrinsics)
-        return sums.isfinite() & (shortest > -1) & seen.flatten(1).all(1)
+        return (sums.abs() < torch.inf) & (shortest > -1) & seen.flatten(1).all(1)

@@ -3,19 +3,18 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 from typing_extensions import override
 
-from ..body.bones import bone_directions, joints_to_bones, per_bone, root_relative
+from ..body.bones import bone_directions, joints_to_bones, root_relative
 from ..body.presets import find_skeleton
 from ..body.rotation import turn_by, vertical, view_rotation
 from ..body.skeleton import Skeleton
 from ..errors import PoseAugError, check_number
-from .transforms import AugmentationParameters, Policy, identity_parameters, middle_frame
+from .transforms import AugmentationParameters, Policy, centre_root, middle_frame
 
 Operation = Literal["bone_angle", "bone_length", "rigid", "focal_length"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
@@ -25,14 +24,10 @@ OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 # (docs/experiments.md). The gain lets Adam's small steps cross this range in some hundred updates.
 _MAY_NARROW = math.log(3)
 _WIDENING_GAIN = 100.0
-# What each learned factor multiplies, and the operation that reads it.
-_FACTORS: dict[str, tuple[Operation, tuple[str, ...]]] = {
-    "pitch": ("rigid", ("pitch",)),
-    "roll": ("rigid", ("roll",)),
-    "limb_angle": ("bone_angle", ("limb_angle",)),
-    "bone_angle": ("bone_angle", ("bone_angle", "torso_angle")),
-    "bone_length": ("bone_length", ("bone_length", "torso_length")),
-}
+# Each multiplies the spread of its name, and those of bones that of the torso's too.
+FACTORS = ("pitch", "roll", "limb_angle", "bone_angle", "bone_length")
+# The operation that reads a spread, where it has another name.
+_READ_BY = {"limb_angle": "bone_angle", "yaw": "rigid", "pitch": "rigid", "roll": "rigid"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,21 +83,6 @@ class Spread:
         check_number("Spread: the furthest depth", depth[1], depth[0])
 
 
-class SpreadFactors(NamedTuple):
-    """Factors on the spreads of a base distribution."""
-
-    pitch: Tensor | float = 1.0
-    roll: Tensor | float = 1.0
-    limb_angle: Tensor | float = 1.0
-    bone_angle: Tensor | float = 1.0  # torso_angle too
-    bone_length: Tensor | float = 1.0  # torso_length too
-
-
-def _either_way(normal: Tensor) -> Tensor:
-    """Standard normal to uniform in (-1, 1)."""
-    return (normal * math.sqrt(0.5)).erf()
-
-
 class RandomPolicy(Policy):
     """Random augmentation with nothing learned: the baseline without PoseAug.
 
@@ -115,9 +95,9 @@ class RandomPolicy(Policy):
         torch.Size([8, 1, 3, 3])
     """
 
-    reach_of_limbs: Tensor  # (bones, limbs)
-    spread_of_offset: Tensor  # (bones, 1)
-    spread_of_ratio: Tensor  # (bones,)
+    spreads: tuple[str, ...]  # the field of `Spread` that says how widely each number is drawn
+    columns: Tensor  # (draws,) of the noise
+    widths: Tensor  # (draws,) standard deviation, or half of the range where it is uniform
 
     def __init__(
         self,
@@ -127,62 +107,68 @@ class RandomPolicy(Policy):
         operations: tuple[Operation, ...] | None = None,
     ) -> None:
         super().__init__()
-        self.skeleton = find_skeleton(skeleton)
-        self.spread = spread or Spread()
+        self.skeleton = skeleton = find_skeleton(skeleton)
+        self.spread = spread = spread or Spread()
         self.operations = check_operations(operations)
-        bones, limbs = self.skeleton.num_bones, len(self.skeleton.limbs)
-        self._sizes = (3 * bones, self.skeleton.num_bone_length_groups, 3, 3, 3 * limbs, 1)
-        self.noise_size = sum(self._sizes)
-        reach = _reach_of_limbs(self.skeleton)
-        self.register_buffer("reach_of_limbs", reach, persistent=False)
-        in_limb = reach.any(1)
-        angles = torch.where(in_limb, self.spread.bone_angle, self.spread.torso_angle)
-        self.register_buffer("spread_of_offset", angles.unsqueeze(1), persistent=False)
-        lengths = torch.where(in_limb, self.spread.bone_length, self.spread.torso_length)
-        self.register_buffer("spread_of_ratio", lengths, persistent=False)
+        bones, groups = skeleton.num_bones, skeleton.bone_length_groups
+        limbs, reaches = zip(*_limbs_of_bones(skeleton), strict=True)
+        kinds = ["bone" if reach else "torso" for reach in reaches]
+        # What the noise is for: offsets, turns, pitch and roll; and what is drawn uniformly,
+        # lengths, yaw, zoom, and whose place it is, how far away, and whether there is a move.
+        sizes = (3 * bones, 3 * (max(limbs) + 1), 2, max(groups) + 1, 1, 1, 3)
+        self.noise_size, self._num_normal = sum(sizes), sum(sizes[:3])
+        offset, turn, tilt, length, yaw, zoom, _ = torch.arange(self.noise_size).split(sizes)
+        turn, length = turn.view(-1, 3)[[*limbs]].flatten(), length[[*groups]]
+        columns = torch.cat([offset, turn, yaw, tilt, length, zoom])
+        self.register_buffer("columns", columns, persistent=False)
+        self._sizes = (3 * bones, 3 * bones, 3, bones, 1)
+        self.spreads = (
+            *(f"{kind}_angle" for kind in kinds for _ in range(3)),
+            *("limb_angle",) * (3 * bones),
+            *("yaw", "pitch", "roll"),
+            *(f"{kind}_length" for kind in kinds),
+            "focal_length",
+        )
+        # An operation that is off changes nothing at a width of 0.
+        widths = torch.tensor([float(getattr(spread, s) * self.reads(s)) for s in self.spreads])
+        widths[3 * bones : 6 * bones] *= torch.tensor(reaches).repeat_interleave(3)
+        self.register_buffer("widths", widths, persistent=False)
+
+    def reads(self, spread: str) -> bool:
+        """Whether an operation that is on reads a spread."""
+        return _READ_BY.get(spread, _factor_of(spread)) in self.operations
 
     @override
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
-        return self.draw(joints, noise, SpreadFactors())
+        return self.draw(joints, noise, self.widths)
 
     def draw(
-        self, joints: Tensor, noise: Tensor, factors: SpreadFactors, strength: Tensor | float = 1.0
+        self, joints: Tensor, noise: Tensor, widths: Tensor, strength: Tensor | float = 1.0
     ) -> AugmentationParameters:
-        """Draw with spreads multiplied by ``factors`` and ``strength``; at 0 all poses stay."""
-        spread, skeleton, does = self.spread, self.skeleton, self.operations
-        offset, ratio, rotation, place, focal_ratio = identity_parameters(joints, skeleton)
+        """Draw at these ``widths`` (draws,); at a ``strength`` of 0 every pose keeps its place."""
+        skeleton, batch = self.skeleton, len(joints)
+        normal, uniform = noise.tensor_split((self._num_normal,), 1)
+        uniform = (uniform * math.sqrt(0.5)).erf()  # in (-1, 1)
+        drawn = torch.cat([normal, uniform], 1).index_select(1, self.columns) * widths
+        offset, turn, angles, ratio, zoom = drawn.split(self._sizes, 1)
+        whose, how_far, moves = uniform[:, -3:].unbind(1)
         middle = joints[:, middle_frame(joints.shape[1])]
-        directions, lengths, view, where, limbs, zoom = noise.split(self._sizes, dim=1)
-
-        limbs = rearrange(limbs, "batch (limbs xyz) -> batch limbs xyz", xyz=3)
-        turns = limbs * (spread.limb_angle * (factors.limb_angle * strength))
-        directions = rearrange(directions, "batch (bones xyz) -> batch 1 bones xyz", xyz=3)
-        directions = directions * (self.spread_of_offset * (factors.bone_angle * strength))
-        lengths = _either_way(lengths)
-        yaw = _either_way(view[:, 0:1]) * (spread.yaw * strength)
-        pitch = view[:, 1:2] * (spread.pitch * (factors.pitch * strength))
-        roll = view[:, 2:3] * (spread.roll * (factors.roll * strength))
-        whose, how_far = torch.special.ndtr(where[:, :2, None, None]).unbind(1)  # uniform
-        donor = (whose.flatten() * len(joints)).long().clamp(max=len(joints) - 1)
-        nearest, furthest = spread.depth
-        moved = place[donor] * (nearest + (furthest - nearest) * how_far)
-        keeps_view = _either_way(where[:, 2, None, None]) < 2 * spread.keep_view - 1
-        if "focal_length" in does and spread.focal_length:
-            focal_ratio = (_either_way(zoom) * (spread.focal_length * strength)).exp()
-
         bones = bone_directions(joints_to_bones(middle, skeleton))
-        widths = self.spread_of_ratio * (factors.bone_length * strength)
-        if "bone_length" in does:
-            ratio = (per_bone(lengths, skeleton) * widths).unsqueeze(1)
-        standing = root_relative(middle, skeleton)
-        if "bone_angle" in does:
-            offset = turn_by(self.reach_of_limbs @ turns, bones).unsqueeze(1) + directions
-        if "rigid" in does:
-            turned = view_rotation(yaw, pitch, roll, vertical(standing))
-            rotation = torch.where(keeps_view[..., None], rotation, turned)
-            # Exact at a strength of 1: the distance to the own place is not taken then.
-            place = torch.where(keeps_view, place, torch.lerp(place, moved, strength))
-        return AugmentationParameters(offset, ratio, rotation, place, focal_ratio)
+        offset = offset.view_as(bones) + turn_by(turn.view_as(bones), bones)
+        keep_view = self.spread.keep_view if "rigid" in self.operations else 1.0
+        moves = (moves > 2 * keep_view - 1).to(noise.dtype)
+        axis = vertical(root_relative(middle, skeleton))
+        rotation = view_rotation(angles * moves.unsqueeze(1), axis)
+        donor = ((1 + whose) * (batch / 2)).long().clamp(max=batch - 1)
+        nearest, furthest = self.spread.depth
+        factor = (furthest + nearest) / 2 + (furthest - nearest) / 2 * how_far
+        place = centre_root(joints, skeleton)
+        elsewhere = place.index_select(0, donor) * factor.view(-1, 1, 1)
+        # Exact at both ends: at a strength of 1 the distance to the own place is not taken.
+        place = torch.lerp(place, elsewhere, (moves * strength).view(-1, 1, 1))
+        return AugmentationParameters(
+            offset.unsqueeze(1), ratio.unsqueeze(1), rotation.unsqueeze(1), place, zoom.exp()
+        )
 
 
 class AugmentationPolicy(Policy):
@@ -198,6 +184,7 @@ class AugmentationPolicy(Policy):
 
     room_to_widen: Tensor  # (5,) logarithms
     used_factors: Tensor  # (5,) 1 where an operation reads it
+    factor_of_draw: Tensor  # (draws, 5) 1 where a factor multiplies a width
     strength: Tensor  # 0-d, in [0, 1]; the hook's feedback sets it and keeps it
 
     def __init__(
@@ -210,28 +197,30 @@ class AugmentationPolicy(Policy):
         super().__init__()
         self.base = RandomPolicy(skeleton, spread=spread, operations=operations)
         self.noise_size = self.base.noise_size
-        self.widening = nn.Parameter(torch.zeros(len(SpreadFactors._fields)))
-        room = [_room_to_widen(self.base.spread, names) for _, names in _FACTORS.values()]
-        used = [float(operation in self.base.operations) for operation, _ in _FACTORS.values()]
+        self.widening = nn.Parameter(torch.zeros(len(FACTORS)))
+        room = [_room_to_widen(self.base.spread, name) for name in FACTORS]
+        used = [float(self.base.reads(name)) for name in FACTORS]
+        of_draw = [[float(_factor_of(s) == name) for name in FACTORS] for s in self.base.spreads]
         self.register_buffer("room_to_widen", torch.tensor(room), persistent=False)
         self.register_buffer("used_factors", torch.tensor(used), persistent=False)
+        self.register_buffer("factor_of_draw", torch.tensor(of_draw), persistent=False)
         self.register_buffer("strength", torch.ones(()), persistent=False)
 
     def log_spread_factors(self) -> Tensor:
-        """(5,) logarithms of the learned `SpreadFactors`, bounded."""
+        """(5,) logarithms of the learned factors (`FACTORS`), bounded."""
         raw = self.widening * _WIDENING_GAIN
         bound = self.room_to_widen.where(raw > 0, _MAY_NARROW)
         return bound * (raw / bound).tanh()
 
-    def spread_factors(self) -> SpreadFactors:
-        """The learned factors on the spreads of the base."""
-        return SpreadFactors(*self.log_spread_factors().exp().unbind())
+    def spread_factors(self) -> dict[str, Tensor]:
+        """The learned factors by name, each 0-d."""
+        return dict(zip(FACTORS, self.log_spread_factors().exp(), strict=True))
 
     def changes(self) -> Iterator[str]:
         """Spreads that are no longer those of the beginning, by more than 5 %; reads the device."""
         if self.strength < 1:
             yield f"all spreads x {self.strength:.2f} (strength)"
-        for name, factor in self.spread_factors()._asdict().items():
+        for name, factor in self.spread_factors().items():
             if abs(factor.log()) > 0.05:
                 yield f"{name} x {factor:.2f}"
 
@@ -241,7 +230,9 @@ class AugmentationPolicy(Policy):
 
     @override
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
-        return self.base.draw(joints, noise, self.spread_factors(), self.strength)
+        factors = (self.factor_of_draw @ self.log_spread_factors()).exp()
+        widths = self.base.widths * factors * self.strength
+        return self.base.draw(joints, noise, widths, self.strength)
 
 
 def check_operations(operations: object) -> tuple[Operation, ...]:
@@ -253,20 +244,26 @@ def check_operations(operations: object) -> tuple[Operation, ...]:
     raise PoseAugError(f"operations must be a tuple out of {OPERATIONS}, got {operations!r}.")
 
 
-def _room_to_widen(spread: Spread, names: tuple[str, ...]) -> float:
-    """Logarithm of how many times the spreads of these names may grow."""
+def _factor_of(spread: str) -> str:
+    """Name of the factor on a spread, if there is one."""
+    return spread.replace("torso", "bone")
+
+
+def _room_to_widen(spread: Spread, factor: str) -> float:
+    """Logarithm of how many times the spreads of this factor may grow."""
+    names = [name for name in vars(spread) if _factor_of(name) == factor]
     pairs = [(getattr(spread, name), getattr(Spread(), name)) for name in names]
     room = min((math.log(default / own) for own, default in pairs if own > 0), default=0.0)
     return max(room, 1e-3)  # it divides
 
 
-def _reach_of_limbs(skeleton: Skeleton) -> Tensor:
-    """(bones, limbs): how far a limb's bones turn with it about its hip or shoulder."""
-    table = torch.zeros(skeleton.num_bones, len(skeleton.limbs))
+def _limbs_of_bones(skeleton: Skeleton) -> list[tuple[int, float]]:
+    """With which limb every bone turns about its hip or shoulder, and how far: 0 with none."""
+    found = [(0, 0.0)] * skeleton.num_bones
     for limb, (name, joints) in enumerate(skeleton.limbs):
         # Hip or shoulder comes first, or is what an elbow or a knee hangs from (COCO).
-        beyond = joints[1:] if len(joints) > 2 else joints
-        bones = [skeleton.bone_children.index(joint) for joint in beyond]
-        # Arms reach further than legs, which carry the body.
-        table[bones, limb] = 2.0 if "arm" in name.lower() else 1.0
-    return table
+        for joint in joints[1:] if len(joints) > 2 else joints:
+            # Arms reach further than legs, which carry the body.
+            reach = 2.0 if "arm" in name.lower() else 1.0
+            found[skeleton.bone_children.index(joint)] = limb, reach
+    return found

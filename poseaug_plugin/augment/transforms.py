@@ -1,10 +1,12 @@
 """What is done to a pose, apart from how it is chosen: parameters in, poses out; nothing random."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from typing_extensions import override
 
 from ..body.bones import bone_directions, bone_lengths, bones_to_joints, joints_to_bones
@@ -44,7 +46,8 @@ class AugmentationInputs(NamedTuple):
     stays: Tensor | None = None  # (B,) bool: poses that are not augmented; None for none
 
 
-class GeneratedPoses(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class GeneratedPoses:
     """What a policy makes of its inputs, in graph with it where gradients are enabled."""
 
     inputs: AugmentationInputs
@@ -52,28 +55,32 @@ class GeneratedPoses(NamedTuple):
     poses: AugmentedPoses
     keypoints: Tensor  # (B, T, J, 2) projection of the moved poses
     intrinsics: Tensor  # (B, 9) of the cameras that see the moved poses
-    weights: Tensor  # (B,) 1 for usable samples, else 0
-    clean_pose: Tensor  # (B, J, 3) the judged frame of the inputs
-    bent_pose: Tensor  # (B, J, 3) of the bent poses
-    seen_pose: Tensor  # (B, J, 2) of the keypoints
+    skeleton: Skeleton
 
+    @cached_property
+    def weights(self) -> Tensor:
+        """(B,): 1 for usable samples, else 0."""
+        return self.inputs.poses.usable.to(self.keypoints.dtype)
 
-def generated_poses(
-    inputs: AugmentationInputs,
-    parameters: AugmentationParameters,
-    poses: AugmentedPoses,
-    keypoints: Tensor,
-    intrinsics: Tensor,
-) -> GeneratedPoses:
-    """`GeneratedPoses` with the frames that critics of single poses see."""
-    frame = inputs.judged_frame
-    return GeneratedPoses(
-        *(inputs, parameters, poses, keypoints, intrinsics),
-        weights=inputs.poses.usable.to(keypoints.dtype),
-        clean_pose=select_frame(inputs.poses.joints, frame),
-        bent_pose=select_frame(poses.bent, frame),
-        seen_pose=select_frame(keypoints, frame),
-    )
+    @cached_property
+    def clean_pose(self) -> Tensor:
+        """(B, J, 3) of the inputs."""
+        return select_frame(self.inputs.poses.joints, self.inputs.judged_frame)
+
+    @cached_property
+    def bent_pose(self) -> Tensor:
+        """(B, J, 3) of the bent poses."""
+        return select_frame(self.poses.bent, self.inputs.judged_frame)
+
+    @cached_property
+    def seen_pose(self) -> Tensor:
+        """(B, J, 2) of the keypoints."""
+        return select_frame(self.keypoints, self.inputs.judged_frame)
+
+    @cached_property
+    def angle_change(self) -> Tensor:
+        """(B, bones): by how much bones were turned, as of `bone_angle_change`."""
+        return bone_angle_change(self.clean_pose, self.bent_pose, self.skeleton)
 
 
 class AugmentedBatch(NamedTuple):
@@ -88,8 +95,7 @@ class AugmentedBatch(NamedTuple):
     originals: Tensor  # (m,) which samples of the output are originals
     target: int  # the frame of the window that is lifted, where it is one of several
     batch: CanonicalBatch  # the host's whole batch
-    inputs: AugmentationInputs | None  # those that are learned from, where an update does
-    generated: GeneratedPoses | None  # of them, where the update needs no graph
+    inputs: AugmentationInputs | None  # those that the next update makes again, where it learns
 
 
 class Policy(nn.Module):
@@ -116,12 +122,8 @@ def evenly_spaced(values: Any, available: int, wanted: int | None) -> Any:
     """``wanted`` of ``available`` samples out of every tensor of nested tuples; None for all."""
     if wanted is None or available <= wanted:
         return values
-
-    def some(tensor: Tensor) -> Tensor:
-        rows = torch.arange(wanted, device=tensor.device) * available // wanted
-        return tensor.index_select(0, rows)
-
-    return tree_map_only(Tensor, some, values)
+    rows = torch.arange(wanted, device=tree_leaves(values)[0].device) * available // wanted
+    return tree_map_only(Tensor, lambda tensor: tensor.index_select(0, rows), values)
 
 
 def middle_frame(frames: int) -> int:
@@ -193,9 +195,10 @@ def apply_augmentation(
     lengths = bone_lengths(bones).unsqueeze(-1)
     bent_bones = bend_directions(bones / lengths, parameters.bone_direction_offset) * lengths
     scaled_bones = bent_bones * (1 + parameters.bone_length_ratio).unsqueeze(-1)
-    bent = bones_to_joints(bent_bones, skeleton, root)
-    scaled = bones_to_joints(scaled_bones, skeleton, root)
-    moved = transform_rigidly(scaled, parameters.rotation, centre, parameters.translation)
+    both = torch.stack([bent_bones, scaled_bones])
+    bent, scaled = bones_to_joints(both, skeleton, root).unbind()
+    how = parameters.rotation[:, 0], centre, parameters.translation
+    moved = transform_rigidly(scaled.flatten(1, 2), *how).view_as(scaled)
     return AugmentedPoses(bent, scaled, moved)
 
 

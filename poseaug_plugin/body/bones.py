@@ -1,6 +1,7 @@
 """Joints to bone vectors and back; directions, lengths and their Gram matrix (KCS)."""
 
 from functools import cache
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ class SkeletonTables(NamedTuple):
     parents: Tensor  # (bones,) joint indices
     children: Tensor  # (bones,) joint indices
     groups: Tensor  # (bones,) length group of each bone
-    bones_to_joints: Tensor  # (J, bones) -1 on the path to the root
+    bones_to_joints: Tensor  # (3 * bones, 3 * J) minus each joint's path to the root
     pooling: Tensor  # (groups, bones) averages a left and its right bone
     is_not_root: Tensor  # (J, 1) 0 at the root joint, 1 elsewhere
 
@@ -33,8 +34,9 @@ def skeleton_tables(skeleton: Skeleton, device: torch.device, dtype: torch.dtype
         groups, all_groups = skeleton.bone_length_groups, range(skeleton.num_bone_length_groups)
         paths = [skeleton.bones_to_root(joint) for joint in joints]
         indices = skeleton.bone_parents, skeleton.bone_children, groups
+        bones_xyz, paths_xyz = product(bones, range(3)), [*product(paths, range(3))]
         factors = (
-            [[-1.0 if bone in path else 0.0 for bone in bones] for path in paths],
+            [[-float(i == j and b in path) for path, j in paths_xyz] for b, i in bones_xyz],
             [[(own == group) / groups.count(group) for own in groups] for group in all_groups],
             [[float(joint != skeleton.root)] for joint in joints],
         )
@@ -58,7 +60,9 @@ def bones_to_joints(bones: Tensor, skeleton: Skeleton, root: Tensor | None = Non
 
     ``root`` (..., 3) is the position of the root joint, by default the origin.
     """
-    joints = skeleton_tables(skeleton, bones.device, bones.dtype).bones_to_joints @ bones
+    table = skeleton_tables(skeleton, bones.device, bones.dtype).bones_to_joints
+    # One product of matrices: a batch of small ones takes several times as long.
+    joints = (bones.reshape(-1, len(table)) @ table).view(*bones.shape[:-2], skeleton.num_joints, 3)
     return joints if root is None else joints + root.unsqueeze(-2)
 
 

@@ -23,7 +23,7 @@ def _rays(points: Tensor) -> Tensor:
     # So it is finite behind the camera, and its gradient is never zero.
     z = points[..., 2:]
     safe = z.clamp(min=Z_NEAR)
-    return points[..., :2] * torch.add(1 / safe, safe - z, alpha=1 / Z_NEAR**2)
+    return points[..., :2] * torch.add(safe.reciprocal(), safe - z, alpha=1 / Z_NEAR**2)
 
 
 def _per_point(intrinsics: Tensor, points: Tensor) -> Tensor:
@@ -38,14 +38,13 @@ def _distort(rays: Tensor, intrinsics: Tensor) -> Tensor:
     The polynomial was fitted inside the frame. Further out it turns over and would send a point
     that moves right to the left, and its gradient with it.
     """
-    tangential = intrinsics[..., 7:9]
+    k1, k2, k3, tangential = intrinsics[..., 4:].split((1, 1, 1, 2), -1)
     r2 = rays.square().sum(-1, keepdim=True)
-    inside = rays * (_LENS_LIMIT / r2.clamp(min=_LENS_LIMIT)).sqrt()
+    inside = rays * (r2.clamp(min=_LENS_LIMIT) / _LENS_LIMIT).rsqrt()
     r2 = r2.clamp(max=_LENS_LIMIT)
-    k1, k2, k3 = intrinsics[..., 4:7].split(1, -1)
-    radial = 1 + r2 * torch.addcmul(k1, r2, torch.addcmul(k2, r2, k3))
+    radial = r2 * torch.addcmul(k1, r2, torch.addcmul(k2, r2, k3))
     factor = radial + (tangential * inside).sum(-1, keepdim=True)
-    return torch.addcmul(tangential * r2, rays, factor)
+    return rays + torch.addcmul(tangential * r2, rays, factor)
 
 
 def _on_screen(slopes: Tensor, intrinsics: Tensor) -> Tensor:
@@ -82,21 +81,18 @@ def in_view(
     the lens has turned over, or where it would be well outside without the lens. False for NaN.
     ``aspect_ratio`` is height / width; ``keypoints`` are the projections, where those are known.
     """
-    intrinsics, rays = _per_point(intrinsics, points), _rays(points)
     if keypoints is None:
-        keypoints = _on_screen(_distort(rays, intrinsics), intrinsics)
-    seen = _in_frame(keypoints, aspect_ratio)
-    pinhole = _in_frame(_on_screen(rays, intrinsics), aspect_ratio, margin=1.5)
-    # The slope of the distorted radius: it still grows with the radius there.
+        keypoints = project_points(points, intrinsics)
+    intrinsics = _per_point(intrinsics, points)
+    rays, z = points[..., :2] / points[..., 2:], points[..., 2]
+    # At most 1 in the frame: by the lens, and with a margin of one half without it.
+    pinhole = _on_screen(rays, intrinsics).abs()
+    x, y = torch.maximum(keypoints.abs(), pinhole / 1.5).unbind(-1)
+    # The slope of the distorted radius, less 1: it still grows with the radius there.
     r2 = rays.square().sum(-1)
     k1, k2, k3 = intrinsics[..., 4:7].unbind(-1)
-    slope = 1 + r2 * torch.addcmul(3 * k1, r2, torch.addcmul(5 * k2, r2, k3, value=7))
-    return (points[..., 2] > Z_NEAR) & seen & pinhole & (slope > 0)
-
-
-def _in_frame(keypoints: Tensor, aspect_ratio: float, margin: float = 1.0) -> Tensor:
-    x, y = keypoints.abs().unbind(-1)
-    return (x <= margin) & (y <= margin * aspect_ratio)
+    slope = r2 * torch.addcmul(3 * k1, r2, torch.addcmul(5 * k2, r2, k3, value=7))
+    return (z > Z_NEAR) & (x <= 1.0) & (y <= aspect_ratio) & (slope > -1)
 
 
 def undistort_points(keypoints: Tensor, intrinsics: Tensor, iterations: int = 8) -> Tensor:
@@ -125,19 +121,16 @@ def solve_root(keypoints: Tensor, relative_joints: Tensor, intrinsics: Tensor) -
     intrinsics (B, 9) give a root (B, ..., 3). Every joint gives two equations linear in the root t:
     X + t_x = a (Z + t_z) and Y + t_y = b (Z + t_z), with ray slopes (a, b); least squares.
     """
-    a, b = undistort_points(keypoints, intrinsics).unbind(-1)
-    x, y, z = relative_joints.unbind(-1)
+    slopes, z = undistort_points(keypoints, intrinsics), relative_joints[..., 2:]
     # From the normal equations, with means over the joints: t_x = mean(a) t_z + mean(aZ - X).
-    along_x, along_y = a * z - x, b * z - y
-    mean_a, mean_b = a.mean(-1, keepdim=True), b.mean(-1, keepdim=True)
-    mean_x, mean_y = along_x.mean(-1, keepdim=True), along_y.mean(-1, keepdim=True)
-    spread = ((a - mean_a).square() + (b - mean_b).square()).sum(-1)
-    pull = ((a - mean_a) * (along_x - mean_x) + (b - mean_b) * (along_y - mean_y)).sum(-1)
+    along = slopes * z - relative_joints[..., :2]
+    mean_slope, mean_along = slopes.mean(-2), along.mean(-2)
+    off = slopes - mean_slope.unsqueeze(-2)
+    spread = off.square().sum((-2, -1))
+    pull = (off * (along - mean_along.unsqueeze(-2))).sum((-2, -1))
     conditioned = spread > 1e-8
     t_z = -pull / torch.where(conditioned, spread, 1.0)
-    root = torch.stack(
-        [mean_a[..., 0] * t_z + mean_x[..., 0], mean_b[..., 0] * t_z + mean_y[..., 0], t_z], -1
-    )
+    root = torch.cat([mean_slope * t_z.unsqueeze(-1) + mean_along, t_z.unsqueeze(-1)], -1)
     return SolvedRoot(root, conditioned & (t_z > Z_NEAR) & root.isfinite().all(-1))
 
 

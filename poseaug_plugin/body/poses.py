@@ -40,15 +40,15 @@ def canonical_batch(poses: CanonicalPoses) -> CanonicalBatch:
     """Mark samples that cannot be augmented, and make them harmless."""
     joints, keypoints, intrinsics, placed = poses
     # A sum is finite where every number is.
-    sums = joints.flatten(1).sum(1) + keypoints.flatten(1).sum(1) + intrinsics.sum(1)
-    usable = sums.isfinite() & (joints[..., 2].flatten(1).amin(1) > Z_NEAR)
+    sums = joints.sum((1, 2, 3)) + keypoints.sum((1, 2, 3)) + intrinsics.sum(1)
+    usable = (sums.abs() < torch.inf) & (joints[..., 2].amin((1, 2)) > Z_NEAR)
     if placed is not None:
         usable = usable & placed
-    keep, device = usable[:, None, None, None], joints.device
+    keep, device = usable.view(-1, 1, 1, 1), joints.device
     return CanonicalBatch(
         torch.where(keep, joints, constant(_HARMLESS_PLACE, device)),
         torch.where(keep, keypoints, 0.0),
-        torch.where(usable[:, None], intrinsics, constant(DEFAULT_INTRINSICS, device)),
+        torch.where(usable.unsqueeze(1), intrinsics, constant(DEFAULT_INTRINSICS, device)),
         usable,
     )
 

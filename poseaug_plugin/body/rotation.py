@@ -1,7 +1,6 @@
 """Rotations and rigid motion. Column vectors: a rotated point is ``R @ x``; right-handed."""
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
 _SMALLEST_ANGLE = 1e-12  # radians, for a sine that can be divided by its angle
@@ -14,21 +13,19 @@ def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     gradient at zero rotation.
     """
     axes = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
+    axes = axes.expand(*axis_angle.shape, 3)
     turned = axes + turn_by(axis_angle.unsqueeze(-2), axes)
     return turned.transpose(-1, -2)  # where each axis goes is a column
 
 
 def turn_by(axis_angle: Tensor, points: Tensor) -> Tensor:
     """By how much rotations (axis times angle, (..., 3), radians) move points (..., 3): R x - x."""
-    # Rodrigues for the angle t of a: R x - x = sin(t)/t (a × x) + (1 - cos(t))/t² (a × (a × x)), by
-    # half of t, so that nothing cancels.
+    # By the unit quaternion (w, v): R x - x = 2 v × (w x + v × x). Nothing cancels.
     angle = torch.linalg.vector_norm(axis_angle, dim=-1, keepdim=True)
-    half = angle.clamp(min=_SMALLEST_ANGLE) / 2
-    ratio = half.sin() / half
-    axis_angle, points = torch.broadcast_tensors(axis_angle, points)
-    across = torch.linalg.cross(axis_angle, points)
-    twice = torch.linalg.cross(axis_angle, across)
-    return torch.addcmul(ratio * half.cos() * across, ratio.square() / 2, twice)
+    half = (angle / 2).clamp(min=_SMALLEST_ANGLE)
+    twice = axis_angle * (half.sin() / half)
+    across = torch.linalg.cross(twice, points)
+    return torch.linalg.cross(twice, torch.add(half.cos() * points, across, alpha=0.5))
 
 
 def vertical(poses: Tensor) -> Tensor:
@@ -39,27 +36,32 @@ def vertical(poses: Tensor) -> Tensor:
     the camera's y axis, which it stays where no axis is longest. One direction serves a batch,
     whatever cameras are mixed in it; of joints in one point it is zero.
     """
-    points = rearrange(poses, "poses joints xyz -> (poses joints) xyz")
+    points = poses.flatten(0, 1)
     spread = points.T @ points
     return nn.functional.normalize(spread @ spread[:, 1], dim=0)
 
 
-def view_rotation(yaw: Tensor, pitch: Tensor, roll: Tensor, axis: Tensor) -> Tensor:
+def view_rotation(angles: Tensor, axis: Tensor) -> Tensor:
     """Turn (about ``axis``), tilt (about the camera's x), roll (about its viewing direction).
 
-    ``R = R_z(roll) R_x(pitch) R_axis(yaw)`` (..., 3, 3) in camera axes (x right, y down, z
-    forward), of angles (...) in radians and a unit vector ``axis`` (3,), as of `vertical`.
+    ``R = R_z(roll) R_x(pitch) R_axis(yaw)`` (B, 3, 3) in camera axes (x right, y down, z forward),
+    of angles (B, 3), yaw, pitch and roll in radians, and a unit vector ``axis`` (3,), as of
+    `vertical`.
     """
-    angles = torch.stack([pitch, roll], -1)
-    (cp, cr), (sp, sr) = (f(angles).unbind(-1) for f in (torch.cos, torch.sin))
-    entries = [*(cr, -sr * cp, sr * sp), *(sr, cr * cp, -cr * sp), *(torch.zeros_like(cp), sp, cp)]
-    tilt_and_roll = torch.stack(entries, -1).unflatten(-1, (3, 3))
-    return tilt_and_roll @ axis_angle_to_matrix(yaw.unsqueeze(-1) * axis)
+    # Rodrigues, about the three axes at once: 1 + sin(t) K + (1 - cos(t)) K², where K x = axis × x.
+    one = torch.eye(3, dtype=axis.dtype, device=axis.device)
+    axes = torch.stack([axis, one[0], one[2]])
+    across = torch.linalg.cross(one.unsqueeze(0), axes.unsqueeze(1))
+    angles = angles.reshape(-1, 3, 1, 1)
+    by_sine = torch.addcmul(one, angles.sin(), across)
+    each = torch.addcmul(by_sine, 1 - angles.cos(), torch.bmm(across, across))
+    turn, tilt, roll = each.unbind(1)
+    return torch.bmm(torch.bmm(roll, tilt), turn)
 
 
 def transform_rigidly(points: Tensor, rotation: Tensor, centre: Tensor, moved_to: Tensor) -> Tensor:
-    """Rotate (..., J, 3) about ``centre`` (..., 3), which goes to ``moved_to``: R (x - c) + m."""
-    return (points - centre.unsqueeze(-2)) @ rotation.transpose(-1, -2) + moved_to.unsqueeze(-2)
+    """Rotate (B, N, 3) about ``centre`` (B, 1, 3), which goes to ``moved_to``: R (x - c) + m."""
+    return torch.baddbmm(moved_to, points - centre, rotation.mT)
 
 
 def rotate_by_quaternion(quaternion: Tensor, points: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..adversary.critics import AdversarialTerm, length_ratios
 from ..adversary.losses import weighted_mean
-from ..augment.transforms import GeneratedPoses, bone_angle_change
+from ..augment.transforms import GeneratedPoses
 from ..body.camera import Z_NEAR, project_rays
 from ..body.skeleton import Skeleton
 
@@ -102,21 +103,19 @@ class BothSidedTerm(AdversarialTerm):
         return super().__call__(generated) + half
 
 
+@dataclass
 class ReleasedRangeTerm:
     """Two-sided limits on the mean bone angle, and limits on every bone length ratio."""
 
+    skeleton: Skeleton
     name = "range"
-
-    def __init__(self, skeleton: Skeleton) -> None:
-        self.skeleton = skeleton
 
     def __call__(self, generated: GeneratedPoses) -> Tensor:
         """The weighted term, 0-d."""
-        turned = bone_angle_change(generated.clean_pose, generated.bent_pose, self.skeleton)
+        turned, weights = generated.angle_change.mean(1), generated.weights
+        angle = weighted_mean(dead_zone(turned, 0.205, 0.165), weights)
         ratios = length_ratios(generated, self.skeleton)
-        angle = weighted_mean(dead_zone(turned.mean(1), 0.205, 0.165), generated.weights)
-        length = weighted_mean(dead_zone(ratios, 0.0, 0.1), generated.weights)
-        return 3.0 * (angle + length)
+        return 3.0 * (angle + weighted_mean(dead_zone(ratios, 0.0, 0.1), weights))
 
 
 def project_clamped(points: Tensor, intrinsics: Tensor) -> Tensor:

@@ -46,24 +46,25 @@ class RegressorNetwork(nn.Module):
 
     def forward(self, relative_joints: Tensor, noise: Tensor) -> RawParameters:
         """(B, J, 3) metres and (B, noise_size) to raw parameters."""
-        pose = repeat(relative_joints, "batch j xyz -> batch branch (j xyz)", branch=self.branches)
-        noise = rearrange(noise, "batch (branch n) -> batch branch n", branch=self.branches)
-        features = self.inputs(torch.cat([pose, noise], -1))
+        pose = repeat(relative_joints, "batch j xyz -> branch (j xyz) batch", branch=self.branches)
+        noise = rearrange(noise, "batch (branch n) -> branch n batch", branch=self.branches)
+        features = self.inputs(torch.cat([pose, noise], 1))
         lengths = bone_lengths(joints_to_bones(relative_joints, self.skeleton))
-        features[:, min(self.LENGTH_BRANCH, self.branches - 1)] += self.lengths(lengths)
+        features[min(self.LENGTH_BRANCH, self.branches - 1)] += self.lengths(lengths).T
         features = self._normalised(features, self.norms[0])
         for layer, norm in zip(self.hidden, self.norms[1:], strict=True):
             features = self._normalised(layer(features), norm)
         angle, length, rotation, translation = (
-            head(features[:, min(i, self.branches - 1)]) for i, head in enumerate(self.heads)
+            head(features[min(i, self.branches - 1)].T) for i, head in enumerate(self.heads)
         )
         angle = rearrange(angle, "batch (bones xyz) -> batch bones xyz", xyz=3)
         return RawParameters(angle, length, rotation, translation)
 
     @staticmethod
     def _normalised(features: Tensor, norm: nn.Module) -> Tensor:
-        """(B, branches, width), every feature of every branch normalised over the batch."""
-        return nn.functional.leaky_relu(norm(features.flatten(1)).view_as(features))
+        """(branches, width, B), every feature of every branch normalised over the batch."""
+        normed = norm(features.flatten(0, 1).T).T.reshape(features.shape)
+        return nn.functional.leaky_relu(normed)
 
 
 class RegressorPolicy(Policy):

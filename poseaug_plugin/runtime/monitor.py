@@ -71,7 +71,7 @@ class Monitor(nn.Module):
 
     def count(self, unusable: Tensor) -> None:
         """Add up the unusable samples (N,) bool of a batch."""
-        self.counts[0] += unusable.sum()
+        self.counts[0].add_(unusable.sum())
 
     @torch.no_grad()
     def record(self, skipped: Tensor, **values: Tensor) -> None:
@@ -83,7 +83,7 @@ class Monitor(nn.Module):
         # A plain mean at first, an exponential one of fifty later.
         rate = torch.where(known, (1 / self.seen.clamp(min=1)).clamp(min=0.02), 0.0)
         self.means += rate * (torch.where(known, latest, 0.0) - self.means)
-        self.counts[1] += skipped.to(torch.int64)
+        self.counts[1].add_(skipped)
 
     def read(self, updates: int, learned: str) -> Diagnostics:
         """Bring the values to the host, and warn, once each, of what they say."""

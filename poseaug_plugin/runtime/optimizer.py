@@ -1,8 +1,13 @@
 """Optimizing the hook's own networks: never the user's, never with a NaN, never with a sync."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
+
+_ADAMS_OWN: Any = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+_ADAMS_OWN |= {"amsgrad": False, "maximize": False}
 
 
 class GuardedAdam(nn.Module):
@@ -39,12 +44,7 @@ class GuardedAdam(nn.Module):
 
     def gradients(self, loss: Tensor) -> list[Tensor]:
         """Gradients of a loss; zeros for parameters that it does not depend on."""
-        gradients = torch.autograd.grad(
-            loss, self.network_parameters, allow_unused=True, materialize_grads=True
-        )
-        # Two parameters may get one tensor, and clipping it in place would do so twice.
-        firsts = {id(gradient): i for i, gradient in reversed(list(enumerate(gradients)))}
-        return [g if firsts[id(g)] == i else g.clone() for i, g in enumerate(gradients)]
+        return list(torch.autograd.grad(loss, self.network_parameters, materialize_grads=True))
 
     def set_learning_rate(self, rate: float) -> None:
         """Step at this rate from now on."""
@@ -63,27 +63,18 @@ class GuardedAdam(nn.Module):
             g if g.stride() == p.stride() else torch.empty_like(p).copy_(g)
             for p, g in zip(parameters, gradients, strict=True)
         ]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        finite = nn.utils.clip_grad_norm_(parameters, self.max_gradient_norm).isfinite()
+        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        clip = (self.max_gradient_norm / (norm + 1e-6)).clamp(max=1.0)
+        finite = norm < torch.inf
+        first, second = self._moments
         adam(
-            parameters,
-            gradients,
-            self._moments[0],
-            self._moments[1],
+            *(parameters, list(torch._foreach_mul(gradients, clip)), first, second),
             max_exp_avg_sqs=[],
             state_steps=list(self.steps.unbind()),
             fused=True,
             capturable=self.steps.is_cuda,
             found_inf=(~(finite & allowed)).to(torch.float32),
-            amsgrad=False,
-            beta1=0.9,  # Adam's own, like the next and eps
-            beta2=0.999,
             lr=self._rate,
-            weight_decay=0.0,
-            eps=1e-8,
-            maximize=False,
+            **_ADAMS_OWN,
         )
-        for parameter in parameters:
-            parameter.grad = None
         return allowed & ~finite

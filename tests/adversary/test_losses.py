@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -136,7 +137,11 @@ def test_adversarial_terms_are_of_the_augmented_poses_alone(
     assert (slopes.flatten(1).any(1) == (weights > 0)).all()
     # What raises the scores lowers the term.
     closer = fake.detach() - 1e-3 * slopes / slopes.abs().max()
-    moved = made._replace(**{"bent_pose" if name == "3d" else "seen_pose": closer})
+    closer = closer[:, None]
+    if name == "3d":
+        moved = replace(made, poses=made.poses._replace(bent=closer))
+    else:
+        moved = replace(made, keypoints=closer)
     assert term(moved) < term(made)
 
 
@@ -222,9 +227,9 @@ def test_its_slope_pulls_back_from_outside(far: float, axis: int, side: int) -> 
 def test_windows_are_in_frame_in_every_frame() -> None:
     made = generated(poses())
     windows = torch.zeros(6, 3, 16, 2, dtype=torch.float64)
-    assert FrameTerm(1.0)(made._replace(keypoints=windows)) == 0
+    assert FrameTerm(1.0)(replace(made, keypoints=windows)) == 0
     windows[:, 2] = 2.0
-    assert FrameTerm(1.0)(made._replace(keypoints=windows)).item() == pytest.approx(2 / 3 / 3)
+    assert FrameTerm(1.0)(replace(made, keypoints=windows)).item() == pytest.approx(2 / 3 / 3)
 
 
 # -- entropy ---------------------------------------------------------------------------------------

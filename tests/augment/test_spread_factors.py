@@ -12,11 +12,11 @@ from loops import SmallDefault, augmented, make_batch, make_hook, make_lifter, m
 from torch import Tensor
 
 from poseaug_plugin.augment.policy import (
+    FACTORS,
     OPERATIONS,
     AugmentationPolicy,
     RandomPolicy,
     Spread,
-    SpreadFactors,
 )
 from poseaug_plugin.errors import PoseAugError
 from poseaug_plugin.options import Options, Surroundings, Training
@@ -33,24 +33,24 @@ def policy_with(**widening: float):
     """A policy whose raw widening is given by the names of the factors."""
     policy = AugmentationPolicy("h36m_16", spread=NARROW).double()
     with torch.no_grad():
-        policy.widening.copy_(torch.tensor([widening.get(n, 0.0) for n in SpreadFactors._fields]))
+        policy.widening.copy_(torch.tensor([widening.get(n, 0.0) for n in FACTORS]))
     return policy
 
 
 def test_factors_start_at_one() -> None:
-    assert [factor.item() for factor in policy_with().spread_factors()] == [1] * 5
+    assert [factor.item() for factor in policy_with().spread_factors().values()] == [1] * 5
 
 
 def test_factors_stay_between_a_third_and_the_default_spread() -> None:
-    factors = policy_with(pitch=100, roll=-100, bone_length=100).spread_factors()
+    factors = policy_with(pitch=100, roll=-100, bone_length=100).spread_factors().values()
     expected = [0.5 / 0.1, 1 / 3, 1, 1, 0.35 / 0.14]
     assert [factor.item() for factor in factors] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", SpreadFactors._fields)
+@pytest.mark.parametrize("name", FACTORS)
 def test_a_factor_is_one_on_its_spread(name: str) -> None:
     policy = policy_with(**{name: 0.01})
-    factor = getattr(policy.spread_factors(), name).item()
+    factor = policy.spread_factors()[name].item()
     assert factor > 1.2
     spread = policy.base.spread
     of_torso = {"bone_angle": ["torso_angle"], "bone_length": ["torso_length"]}
@@ -70,11 +70,11 @@ def test_no_base_gets_wider_than_the_default_one() -> None:
     policy = AugmentationPolicy("h36m_16", spread=base).double()
     with torch.no_grad():
         policy.widening.fill_(100.0)
-    factors = [factor.item() for factor in policy.spread_factors()]
+    factors = [factor.item() for factor in policy.spread_factors().values()]
     assert factors == pytest.approx([1, 1, 2, 1, 1], abs=2e-3)
     with torch.no_grad():
         policy.widening.fill_(-100.0)
-    assert [f.item() for f in policy.spread_factors()] == pytest.approx([1 / 3] * 5)
+    assert [f.item() for f in policy.spread_factors().values()] == pytest.approx([1 / 3] * 5)
 
 
 @pytest.mark.parametrize("name", ["angle", "length"])
@@ -87,7 +87,7 @@ def test_neither_torso_nor_limbs_get_wider_than_by_default(
     policy = AugmentationPolicy("h36m_16", spread=base).double()
     with torch.no_grad():
         policy.widening.fill_(100.0)
-    factor = getattr(policy.spread_factors(), f"bone_{name}").item()
+    factor = policy.spread_factors()[f"bone_{name}"].item()
     assert factor == pytest.approx(1 / 0.8)
 
 
@@ -95,7 +95,7 @@ def test_entropy_is_the_sum_of_the_log_factors() -> None:
     policy = policy_with(
         pitch=0.01, roll=-0.02, limb_angle=-0.01, bone_angle=0.03, bone_length=0.005
     )
-    factors = torch.stack(list(policy.spread_factors()))
+    factors = torch.stack(list(policy.spread_factors().values()))
     torch.testing.assert_close(policy.entropy(), factors.log().sum())
 
 
@@ -179,7 +179,7 @@ def factors_after(steps: int, *terms: str, spread: Spread = NARROW, **options: A
         inputs_2d, inputs_3d = augmented(hook, make_batch(seed=seed))
         mpjpe(estimator(inputs_2d), inputs_3d).backward()
         optimizer.step()
-    return torch.stack(list(hook.policy.spread_factors())).detach()
+    return torch.stack(list(hook.policy.spread_factors().values())).detach()
 
 
 def test_entropy_alone_widens_everything() -> None:

@@ -32,7 +32,6 @@ from loops import (
 from torch import Tensor, nn
 
 from poseaug_plugin import AugmentationPolicy, HostPoses, PoseAugHook, RandomPolicy, Spread
-from poseaug_plugin.augment.policy import SpreadFactors
 from poseaug_plugin.augment.transforms import apply_augmentation
 from poseaug_plugin.body.bones import root_relative
 from poseaug_plugin.body.presets import H36M_16
@@ -166,14 +165,15 @@ def test_strength_one_gives_bit_for_bit_the_draws_without_it(spread: Spread) -> 
     nn.init.normal_(policy.widening, std=0.01)
     joints, parameters, _ = drawn(policy)
     noise = torch.randn(64, policy.noise_size, generator=torch.Generator().manual_seed(0))
-    base = policy.base.draw(joints, noise, policy.spread_factors())
+    factors = (policy.factor_of_draw @ policy.log_spread_factors()).exp()
+    base = policy.base.draw(joints, noise, policy.base.widths * factors)
     assert differences(list(base), list(parameters)) == []
     plain = RandomPolicy("h36m_16", spread=spread)
     with torch.no_grad():
         policy.widening.zero_()
         assert differences(list(plain(joints, noise)), list(policy(joints, noise))) == []
-        factors = plain.draw(joints, noise, SpreadFactors(), torch.ones(()))
-        assert differences(list(plain(joints, noise)), list(factors)) == []
+        full = plain.draw(joints, noise, plain.widths, torch.ones(()))
+        assert differences(list(plain(joints, noise)), list(full)) == []
 
 
 def test_half_the_strength_is_half_of_every_spread() -> None:

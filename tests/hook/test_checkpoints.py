@@ -26,6 +26,7 @@ from loops import (
     stream,
     train,
     trained,
+    without_trajectory,
 )
 from torch import Tensor
 
@@ -113,7 +114,12 @@ def test_taking_the_state_changes_nothing() -> None:
     ],
 )
 def test_everything_that_changes_is_in_it(part: str) -> None:
-    states = frozen_state(make_hook(make_lifter())), sample_state()
+    hook = trained()
+    # Good answers: a lifter that has hardly begun tells the controller nothing.
+    answers = without_trajectory(augmented(hook, make_batch()).inputs_3d)
+    hook.observe(answers + torch.linspace(-0.05, 0.05, 16)[:, None])
+    hook.step()
+    states = frozen_state(make_hook(make_lifter())), frozen_state(hook)
     modules = [state["training"]["modules"] for state in states]
     before, after = ({k: v for k, v in m.items() if k.split(".")[0] == part} for m in modules)
     assert before

@@ -118,22 +118,7 @@ def test_nothing_is_kept_for_an_update_that_learns_nothing() -> None:
     for keeps in (True, False, True):
         augmented(hook, make_batch())
         assert (hook._pending.batch.inputs is not None) == keeps
-        assert hook._pending.batch.generated is None
         hook.step()
-
-
-def test_poses_are_kept_for_figures_where_no_policy_learns() -> None:
-    hook = make_hook(make_lifter(), preset="random")
-    augmented(hook, make_batch())
-    batch = hook._pending.batch
-    assert batch.inputs is None
-    assert torch.equal(batch.generated.poses.moved, batch.joints)
-
-
-def test_no_poses_are_kept_that_the_update_makes_again() -> None:
-    hook = make_hook(make_lifter())
-    augmented(hook, make_batch())
-    assert hook._pending.batch.generated is None
 
 
 @pytest.mark.parametrize(("learn_from", "learned_from"), [(5, 5), (None, 16), (16, 16)])

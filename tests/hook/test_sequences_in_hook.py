@@ -194,8 +194,12 @@ def test_one_target_frame_is_learned_from(hook: str, mix: str) -> None:
     attached = make_hook(estimator, source=source(), mix=mix, **HOOKS[hook])
     before = frozen_state(attached)
     run(attached, estimator, adam(estimator), range(3))
+    # Good answers: an estimator that has hardly begun tells the controller nothing.
+    answers = without_trajectory(augmented(attached, one_target_frame(seed=3)).inputs_3d)
+    attached.observe(answers + torch.linspace(-0.05, 0.05, 16)[:, None])
+    attached.step()
     found = attached.diagnostics()
-    assert found.updates == 3
+    assert found.updates == 4
     assert found.skipped_steps == 0
     assert all(loss.isfinite() for loss in attached.losses.values())
     parts = {

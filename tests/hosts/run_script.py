@@ -59,7 +59,7 @@ def what_it_did(hook: poseaug_plugin.PoseAugHook) -> dict[str, Any]:
     return {
         **hook.diagnostics()._asdict(),
         "learned": float(hook.policy.widening.detach().abs().max()),
-        "spread_factors": [float(f.detach()) for f in hook.policy.spread_factors()],
+        "spread_factors": [float(f.detach()) for f in hook.policy.spread_factors().values()],
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -192,7 +193,7 @@ def made_batch() -> Any:
     made = generated(clean, leaf(clean + 0.1 * normal(6, 16, 3)), weights=WEIGHTS)
     moved = made.poses.moved + torch.tensor([0.0, 0.0, 1.0])
     keypoints = project_points(moved, made.intrinsics)
-    return made._replace(poses=made.poses._replace(moved=moved), keypoints=keypoints)
+    return replace(made, poses=made.poses._replace(moved=moved), keypoints=keypoints)
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.5, 1.0])

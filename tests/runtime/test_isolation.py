@@ -12,7 +12,7 @@ from loops import PUBLISHED, differences, leavings, make_batch, make_lifter
 from torch import Tensor, nn
 
 from poseaug_plugin import AugmentationPolicy, Spread, apply_augmentation, project_points
-from poseaug_plugin.augment.transforms import AugmentationInputs, generated_poses
+from poseaug_plugin.augment.transforms import AugmentationInputs, GeneratedPoses
 from poseaug_plugin.body.bones import root_relative
 from poseaug_plugin.body.poses import CanonicalBatch
 from poseaug_plugin.body.presets import H36M_16
@@ -201,7 +201,7 @@ def test_feedback_gradient_is_that_of_finite_differences(mode: str) -> None:
         parameters = policy(joints, noise)
         poses = apply_augmentation(joints, parameters, H36M_16)
         keypoints = project_points(poses.moved, camera)
-        return feedback(generated_poses(inputs, parameters, poses, keypoints, camera))
+        return feedback(GeneratedPoses(inputs, parameters, poses, keypoints, camera, H36M_16))
 
     gradients = torch.autograd.grad(loss(), list(policy.parameters()))
     step = 1e-6

@@ -40,7 +40,7 @@ def regressed(policy: RegressorPolicy) -> Tensor:
 
 
 NETWORKS: dict[str, tuple[Callable[[], Any], Callable[[Any], Tensor]]] = {
-    "grouped": (lambda: GroupedLinear(4, 12, 7), lambda net: net(ramp(5, 4, 12))),
+    "grouped": (lambda: GroupedLinear(4, 12, 7), lambda net: net(ramp(4, 12, 5))),
     "3D critic": (lambda: PartKCSCritic(H36M_16, width=8), lambda net: net(POSES)),
     "2D critic": (lambda: KeypointCritic(H36M_16, width=8), lambda net: net(ramp(6, 16, 2))),
     "regressors": (lambda: RegressorPolicy(H36M_16, width=8), regressed),
@@ -229,11 +229,11 @@ def test_gradients_may_be_laid_out_in_any_way(device: str) -> None:
     assert torch.equal(network.bias, copied.bias)
 
 
-def test_gradients_of_grouped_layers_are_not_laid_out_as_their_weights() -> None:
-    """Or else nothing above would have seen that they are read wrongly."""
+def test_gradients_of_grouped_layers_are_laid_out_as_their_weights() -> None:
+    """Or else every step would copy them."""
     layer = GroupedLinear(4, 12, 7)
-    gradient = torch.autograd.grad(layer(torch.ones(5, 4, 12)).square().sum(), layer.weight)[0]
-    assert gradient.stride() != layer.weight.stride()
+    gradient = torch.autograd.grad(layer(torch.ones(4, 12, 5)).square().sum(), layer.weight)[0]
+    assert gradient.stride() == layer.weight.stride()
 
 
 def test_one_gradient_for_two_parameters_is_clipped_once() -> None:
@@ -241,7 +241,6 @@ def test_one_gradient_for_two_parameters_is_clipped_once() -> None:
     network.a, network.b = (nn.Parameter(torch.zeros(2)) for _ in range(2))
     adam = GuardedAdam(network, 0.1, 1.0)
     first, second = adam.gradients((100 * (network.a + network.b)).sum())
-    assert first is not second
     adam.step([first, second], torch.tensor(True))
     taken = adam.first_moment / (1 - 0.9)  # after one step
     assert torch.allclose(taken.norm(), torch.tensor(1.0), atol=1e-4)
