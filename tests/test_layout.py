@@ -358,8 +358,8 @@ def test_watch_for_syncs_sees(sync: Any) -> None:
         sync(x)
 
 
-# Dropout as found takes its seed from the hook's stream, which is read; and answers about the target
-# are looked at, as seldom as they are asked for.
+# Dropout as found takes its seed from the stream, which is read; and answers about the target are
+# looked at, as seldom as they are asked for.
 WITHOUT_SYNC = [name for name in HOOKS if name not in ("released", "closed loop")]
 
 

@@ -126,13 +126,15 @@ class TargetKeypoints:
         try:
             given = [keypoints] if is_one else list(keypoints)
             sequences = [torch.as_tensor(x, dtype=torch.float32, device="cpu") for x in given]
-            joined = torch.cat(sequences)
         except (TypeError, ValueError, RuntimeError):
-            sequences, joined = [], torch.empty(0)
+            sequences = []
+        shapes = {tuple(s.shape[1:]) if s.dim() == 3 else () for s in sequences}
+        joined = torch.cat(sequences) if len(shapes) == 1 else torch.empty(0)
         if joined.dim() != 3 or joined.shape[2] != 2:
+            got = [tuple(s.shape) for s in sequences[:3]] or f"{type(keypoints).__name__} of others"
             raise PoseAugError(
                 "target_2d must be (frames, joints, 2) or a list of such sequences of one "
-                f"skeleton, got {tuple(joined.shape) or type(keypoints).__name__}."
+                f"skeleton, got {got}."
             )
         lengths = torch.tensor([len(s) for s in sequences])
         finite = joined.isfinite().flatten(1).all(1)
