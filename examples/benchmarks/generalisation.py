@@ -69,6 +69,11 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "default from wide": {"spread": WIDE},
     "nothing learned from narrow": {"preset": "random", "spread": NARROW},
     "nothing learned from wide": {"preset": "random", "spread": WIDE},
+    "closed loop": {"target_2d": "target"},
+    "closed loop, other people": {"target_2d": "other people"},
+    "closed loop, own 2D": {"target_2d": "own"},
+    "told the bodies": {"told": "bodies"},
+    "told bodies and cameras": {"told": "bodies and cameras"},
     "without critics": {"critic_weight": 0.0},
     "without feedback": {"feedback": False},
     "bone angles only": {"operations": ("bone_angle",)},
@@ -147,7 +152,15 @@ class Run:
         self.updates, self.seconds = 0, 0.0
         self.hook: PoseAugHook | None = None
         options = ROWS[row]
+        self.train_set = data.train
         if options is not None:
+            options = dict(options)
+            if told := options.pop("told", None):
+                self.train_set = data.told[told]
+            if known := options.get("target_2d"):
+                target = data.known_2d[known]
+                options["target_2d"] = target.parts(target.keypoints)
+                options["target_camera"] = target.intrinsics
             if options.get("preset") in ("released", "paper"):
                 options = options | {"total_updates": arguments.updates}
             self.hook = PoseAugHook(
@@ -163,7 +176,7 @@ class Run:
     def train(self, bar: Any, until: int) -> None:
         """Update up to ``until`` times, with a learning rate that falls linearly to zero."""
         self.estimator.train()
-        train, arguments = self.data.train, self.arguments
+        train, arguments = self.train_set, self.arguments
         started = time.perf_counter()
         while self.updates < until:
             for group in self.optimizer.param_groups:

@@ -17,7 +17,12 @@ from shared.domains import Domains, read_domains
 from shared.mocap import TEST_SUBJECTS, TRAIN_SUBJECTS, Motion, Pairs, Rigs, demo_cameras
 from torch import Tensor
 
-from poseaug_plugin.body.bones import joints_to_bones, per_bone, with_bone_lengths
+from poseaug_plugin.body.bones import (
+    average_bone_lengths,
+    joints_to_bones,
+    per_bone,
+    with_bone_lengths,
+)
 from poseaug_plugin.body.presets import H36M_17
 
 HELD_OUT = ("signal", "directing")
@@ -46,11 +51,18 @@ class Sequences(NamedTuple):
         return self.keypoints[places], self.joints[places], self.intrinsics[frames]
 
 
+    def parts(self, values: Tensor) -> list[Tensor]:
+        """Values (F, ...) sequence by sequence."""
+        return list(values.split((self.first.unique_consecutive(return_counts=True)[1]).tolist()))
+
+
 class Benchmark(NamedTuple):
-    """The training set, and the test sets by name."""
+    """Sequences to train on, to test on, and whose 2D alone is known, by name."""
 
     train: Sequences
     tests: dict[str, Sequences]
+    known_2d: dict[str, Sequences]
+    told: dict[str, Sequences]  # the training set as someone would make it who knows the target
 
 
 def as_sequences(seen: Pairs, device: torch.device) -> Sequences:
@@ -82,12 +94,30 @@ def split(motion: Motion, held_out: Sequence[str] = HELD_OUT) -> tuple[Motion, M
     return parts
 
 
-def _every(motion: Motion, step: int) -> Motion:
+def _every(motion: Motion, step: int, first: int = 0) -> Motion:
     """Every ``step``-th of all clips."""
     chosen: Motion = {}
-    for subject, name in [(s, n) for s, clips in motion.items() for n in clips][::step]:
+    for subject, name in [(s, n) for s, clips in motion.items() for n in clips][first::step]:
         chosen.setdefault(subject, {})[name] = motion[subject][name]
     return chosen
+
+
+def _with_bodies_of(motion: Motion, others: Motion) -> Motion:
+    """The same movements of people whose bones are as long as the others' in the median."""
+
+    def lengths(clips: Motion) -> Tensor:
+        frames = [torch.from_numpy(c) for named in clips.values() for c in named.values()]
+        return average_bone_lengths(torch.cat(frames), H36M_17).median(0).values
+
+    ratios = per_bone(lengths(others) / lengths(motion), H36M_17)
+    changed: Motion = {}
+    for subject, clips in motion.items():
+        changed[subject] = {}
+        for name, clip in clips.items():
+            joints = torch.from_numpy(clip)
+            bones = joints_to_bones(joints, H36M_17).norm(dim=-1)
+            changed[subject][name] = with_bone_lengths(joints, bones * ratios, H36M_17).numpy()
+    return changed
 
 
 def _strangers(motion: Motion, generator: np.random.Generator) -> Motion:
@@ -154,6 +184,7 @@ def load(
     def seen(motion: Motion, home: str, room: str, **options: Any) -> Sequences:
         return as_sequences(domains.pairs(motion, home, room, **options), device)
 
+    known_2d, told = {}, {}
     if validate:
         train, others = split(source, held_out)
         others = _every(others, clips)
@@ -165,9 +196,21 @@ def load(
     else:
         train, others = source, _every(target, clips)
         in_domain = _every({s: source[s] for s in TEST_SUBJECTS}, clips)
+        first = {s: named for s, named in others.items() if s.startswith("BN1")}
         tests = {
             "in-domain": seen(in_domain, "source", "known"),
             "cross-dataset": seen(others, "target", "new"),
+            "cross-dataset, first people": seen(first, "target", "new"),
             "pose gap": seen(others, "target", "known"),
         }
-    return Benchmark(seen(train, "source", "known", subjects=subjects, every=every), tests)
+        known_2d["own"] = seen(train, "source", "known", subjects=subjects, every=every)
+        if clips > 1:  # of other clips than those that are tested on
+            rest = _every(target, clips, 1)
+            known_2d["target"] = seen(rest, "target", "new")
+            second = {s: named for s, named in rest.items() if s.startswith("BN2")}
+            known_2d["other people"] = seen(second, "target", "new")
+            theirs = _with_bodies_of({s: train[s] for s in subjects}, rest)
+            told["bodies"] = seen(theirs, "source", "known", every=every)
+            told["bodies and cameras"] = seen(theirs, "source", "new", every=every)
+    learned = seen(train, "source", "known", subjects=subjects, every=every)
+    return Benchmark(learned, tests, known_2d, told)

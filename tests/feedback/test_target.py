@@ -304,7 +304,7 @@ def test_kept_poses_are_the_targets() -> None:
 
 
 def test_windows_are_of_neighbouring_frames() -> None:
-    hook, there, here = asked(BODY, frames=5)
+    hook, _, here = asked(BODY, frames=5)
     outputs = hook.augment(*[seen(here)[0], here], seen(here)[1], return_camera=True)
     projected = project_points(outputs[1], outputs[2])
     torch.testing.assert_close(projected, outputs[0], rtol=0, atol=1e-4)
