@@ -50,7 +50,6 @@ class Sequences(NamedTuple):
         )
         return self.keypoints[places], self.joints[places], self.intrinsics[frames]
 
-
     def parts(self, values: Tensor) -> list[Tensor]:
         """Values (F, ...) sequence by sequence."""
         return list(values.split((self.first.unique_consecutive(return_counts=True)[1]).tolist()))

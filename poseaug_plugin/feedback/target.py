@@ -69,44 +69,53 @@ def lengths_across(joints: Tensor, skeleton: Skeleton) -> Tensor:
 def with_lengths_on_rays(
     joints: Tensor, lengths: Tensor, skeleton: Skeleton
 ) -> tuple[Tensor, Tensor]:
-    """The pose of a body with known bone ``lengths`` (bones,) that is seen in the same 2D.
+    """The poses of a body with known bone ``lengths`` (bones,) that are seen in the same 2D.
 
     A bone of known length that is seen in 2D leaves two depths for its far end (Taylor, CVPR 2000).
-    The given joints (N, J, 3) say which; and of some sizes that one is taken which changes them
-    least. Gives joints (N, J, 3), and by how much they had to change, squared metres (N,).
+    The given joints (N, T, J, 3) say which; and of some sizes that one is taken which changes them
+    least, one for all T frames of a sequence. Gives joints (N, T, J, 3), and by how much they had
+    to change, squared metres (N,).
     """
-    size = lengths.sum() / bone_lengths(joints_to_bones(joints, skeleton)).sum(-1)
-    joints = joints * size[:, None, None]
+    size = lengths.sum() / bone_lengths(joints_to_bones(joints, skeleton)).sum(-1).mean(1)
+    joints = joints * size[:, None, None, None]
     depths = joints_to_bones(joints, skeleton)[..., 2]
     best, least = joints, torch.full_like(size, torch.inf)
     for scale in _SCALES:
         made = _follow_rays(joints * scale, lengths, skeleton)
         bones = joints_to_bones(made, skeleton)
         missing = bone_lengths(bones) - lengths
-        change = ((bones[..., 2] - depths).square() + 4 * missing.square()).sum(-1)
-        best = torch.where((change < least)[:, None, None], made, best)
+        change = ((bones[..., 2] - depths).square() + 4 * missing.square()).sum(-1).mean(1)
+        best = torch.where((change < least)[:, None, None, None], made, best)
         least = torch.minimum(change, least)
     return best, least
 
 
 def _follow_rays(joints: Tensor, lengths: Tensor, skeleton: Skeleton) -> Tensor:
     """From the root outwards, put every joint on its ray, a bone's length away from its parent."""
-    rays, made = joints / joints[..., 2:], list(joints.unbind(1))
+    rays, made = joints / joints[..., 2:], list(joints.unbind(-2))
     outwards = sorted(
         zip(skeleton.bone_children, skeleton.bone_parents, lengths, strict=True),
         key=lambda bone: len(skeleton.bones_to_root(bone[0])),
     )
     for child, parent, length in outwards:
-        ray, start = rays[:, child], made[parent]
+        ray, start = rays[..., child, :], made[parent]
         # |depth * ray - start| = length; where the bone is too short for that, as near as it gets.
         squared, along = ray.square().sum(-1), (ray * start).sum(-1)
         inside = along.square() - squared * (start.square().sum(-1) - length.square())
         reach = inside.clamp(min=0).sqrt()
-        depths = torch.stack([along + reach, along - reach]) / squared
-        wanted = start[:, 2] + joints[:, child, 2] - joints[:, parent, 2]
-        nearer = (depths - wanted).abs().argmin(0, keepdim=True)
-        made[child] = ray * depths.gather(0, nearer).mT
-    return torch.stack(made, 1)
+        nearer, further = (along - reach) / squared, (along + reach) / squared
+        wanted = start[..., 2] + joints[..., child, 2] - joints[..., parent, 2]
+        depth = torch.where(wanted < (nearer + further) / 2, nearer, further)
+        made[child] = ray * depth.unsqueeze(-1)
+    return torch.stack(made, -2)
+
+
+def _smooth(joints: Tensor) -> Tensor:
+    """Means over five frames of sequences (N, T, J, 3); a single frame as it is."""
+    if joints.shape[1] == 1:
+        return joints
+    values = nn.functional.pad(joints.flatten(2).mT, (2, 2), mode="replicate")
+    return nn.functional.avg_pool1d(values, 5, stride=1).mT.unflatten(2, joints.shape[2:])
 
 
 class TargetKeypoints:
@@ -274,8 +283,9 @@ class ClosedLoop(nn.Module):
             self._believe(ratios, own)
             if weight > 0:
                 lengths = per_bone(own * self.ratios, skeleton)
+                theirs, found = (x.unflatten(0, runs.shape) for x in (theirs, found))
                 poses, change = with_lengths_on_rays(theirs, lengths, skeleton)
-                self._keep(poses, camera, found & (change < _CHANGE_BOUND), runs.shape)
+                self._keep(_smooth(poses), camera, found.all(1) & (change < _CHANGE_BOUND))
             self.asked += 1
             _LOG.info("PoseAugHook: %s", self)
 
@@ -295,13 +305,12 @@ class ClosedLoop(nn.Module):
         ratios = measured * (self.size / size(measured))
         self.ratios.copy_(ratios.clamp(1 - _BODY_BOUND, 1 + _BODY_BOUND))
 
-    def _keep(self, poses: Tensor, camera: Tensor, good: Tensor, shape: torch.Size) -> None:
-        """Keep poses (frames, J, 3) and their cameras (frames, 9), good runs of ``shape`` first."""
-        is_known = good.view(shape).all(1)
+    def _keep(self, poses: Tensor, camera: Tensor, is_known: Tensor) -> None:
+        """Keep runs (N, T, J, 3) and their frames' cameras (N * T, 9); known ones (N,) first."""
         order = is_known.to(torch.uint8).argsort(descending=True, stable=True)
-        for kept, latest in ((self.poses, poses), (self.intrinsics, camera)):
-            latest = latest.unflatten(0, shape)[order].flatten(0, 1)
-            kept[: len(latest)] = latest
+        poses, camera = poses[order].flatten(0, 1), camera.unflatten(0, poses.shape[:2])[order]
+        self.poses[: len(poses)] = poses.nan_to_num()
+        self.intrinsics[: len(poses)] = camera.flatten(0, 1)
         self.known.copy_(is_known.sum())
         self.share.copy_(is_known.float().mean())
 
