@@ -90,7 +90,7 @@ def main() -> None:
         checkpoints.save(state, arguments.checkpoint)
         model.eval()
         with torch.no_grad():
-            for name, (keypoints, joints) in data.tests.items():
+            for name, (keypoints, joints, _) in data.tests.items():
                 predicted = model(keypoints.to(device)).cpu()
                 error = 1000 * metrics.mpjpe(predicted - predicted[:, :, :1], joints).item()
                 print(f"{name}: MPJPE {error:.1f} mm")

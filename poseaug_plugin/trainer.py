@@ -266,7 +266,8 @@ class Trainer:
         found = list(self.policy.changes()) if isinstance(self.policy, AugmentationPolicy) else []
         if self.closed_loop is not None:
             found.append(str(self.closed_loop))
-        learned = "; ".join(found) or "nothing to change: all spreads are those of the beginning"
+        nothing = "to change: all spreads are those of the beginning" if self.phases else "to learn"
+        learned = "; ".join(found) or f"nothing {nothing}"
         return self.monitor.read(self.num_updates, learned)
 
     def _modules(self) -> nn.ModuleDict:

@@ -195,11 +195,9 @@ def load(
     else:
         train, others = source, _every(target, clips)
         in_domain = _every({s: source[s] for s in TEST_SUBJECTS}, clips)
-        first = {s: named for s, named in others.items() if s.startswith("BN1")}
         tests = {
             "in-domain": seen(in_domain, "source", "known"),
             "cross-dataset": seen(others, "target", "new"),
-            "cross-dataset, first people": seen(first, "target", "new"),
             "pose gap": seen(others, "target", "known"),
         }
         known_2d["own"] = seen(train, "source", "known", subjects=subjects, every=every)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .mocap import (
@@ -58,13 +60,23 @@ def read_domains(data: Path | None = None, h36m: Path | None = None) -> Domains:
     return Domains(source_motion(), target_motion(), demo_cameras())
 
 
+class Test(NamedTuple):
+    """Frames to test on."""
+
+    keypoints: Tensor  # (N, 1, J, 2)
+    joints: Tensor  # (N, 1, J, 3) root-relative
+    groups: NDArray[np.str_]  # (N,) kind of camera
+
+
 class Batches(NamedTuple):
     """Training pairs in VideoPose3D's convention, and test sets by name."""
 
     inputs_2d: Tensor  # (N, 1, J, 2)
     inputs_3d: Tensor  # (N, 1, J, 3) root-relative, the trajectory in joint 0
     cameras: Tensor  # (N, 9)
-    tests: dict[str, tuple[Tensor, Tensor]]  # keypoints (N, 1, J, 2), root-relative (N, 1, J, 3)
+    tests: dict[str, Test]
+    target_2d: Tensor | None  # (N, J, 2) of the target, without 3D, of clips that are not tested
+    target_cameras: Tensor | None  # (N, 9)
 
 
 def training_data(domains: Domains, device: torch.device, every: int = 1) -> Batches:
@@ -79,20 +91,32 @@ def training_data(domains: Domains, device: torch.device, every: int = 1) -> Bat
     train = domains.pairs(source, "source", "source", subjects=TRAIN_SUBJECTS, every=every)
     of_tests: dict[str, Any] = {"subjects": TEST_SUBJECTS, "every": every}
     tests = {"in-domain": domains.pairs(source, "source", "source", **of_tests)}
+    known = None
     if target is None:
-        tests["cross-dataset"] = domains.pairs(source, "source", "target", **of_tests)
+        tests["target"] = domains.pairs(source, "source", "target", **of_tests)
     else:
-        tests["cross-dataset"] = domains.pairs(target, "target", "target", every=every)
-        others = domains.pairs(target, "target", "source", every=2 * every)
-        tests["other motions, same cameras"] = others
+        # Of every other clip the 2D alone is known, as of one's own videos; the rest is for tests.
+        seen, tested = (
+            {s: dict(list(clips.items())[first::2]) for s, clips in target.items()}
+            for first in (0, 1)
+        )
+        known = domains.pairs(seen, "target", "target", every=every)
+        tests["target"] = domains.pairs(tested, "target", "target", every=every)
 
     def tensors(seen: Pairs) -> list[Tensor]:
         return [torch.from_numpy(array).to(device)[:, None] for array in seen[:2]]
 
+    def test(seen: Pairs) -> Test:
+        keypoints, joints = tensors(seen)
+        return Test(keypoints, joints - joints[:, :, :1], seen.camera_group)
+
     inputs_2d, inputs_3d = tensors(train)
     inputs_3d[:, :, 1:] -= inputs_3d[:, :, :1]
-    relative = {
-        name: (keypoints, joints - joints[:, :, :1])
-        for name, (keypoints, joints) in ((name, tensors(seen)) for name, seen in tests.items())
-    }
-    return Batches(inputs_2d, inputs_3d, torch.from_numpy(train.intrinsics).to(device), relative)
+    return Batches(
+        inputs_2d,
+        inputs_3d,
+        torch.from_numpy(train.intrinsics).to(device),
+        {name: test(seen) for name, seen in tests.items()},
+        None if known is None else torch.from_numpy(known.keypoints_2d),
+        None if known is None else torch.from_numpy(known.intrinsics),
+    )

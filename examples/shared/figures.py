@@ -65,21 +65,27 @@ def draw_pose_2d(axes: Any, keypoints: Array, title: str) -> None:
     axes.set_title(title, fontsize=9)
 
 
+_COLOURS = ("#c9ced2", "#7d8b95", "#e7a3ac", AFTER)
+
+
 def _draw_errors(axes: Any, results: list[Result]) -> None:
     rows, tests = rows_of(results), list(results[0]["tests"])
+    groups = list(results[0]["tests"][tests[1]]["by camera"])
     width = 0.8 / len(rows)
     for i, row in enumerate(rows):
         values = [values_of(results, row, test, "MPJPE") for test in tests]
+        runs = [r["tests"][tests[1]]["by camera"] for r in results if r["row"] == row]
+        values += [[run[group] for run in runs] for group in groups]
         axes.bar(
-            np.arange(len(tests)) + (i - (len(rows) - 1) / 2) * width,
+            np.arange(len(values)) + (i - (len(rows) - 1) / 2) * width,
             [mean(v) for v in values],
             width,
             yerr=[stdev(v) if len(v) > 1 else 0 for v in values],
             capsize=3 if len(values[0]) > 1 else 0,
             label=row,
-            color=("#c9ced2", "#7d8b95", AFTER)[i % 3],
+            color=_COLOURS[i % 4],
         )
-    axes.set_xticks(range(len(tests)), [t.replace(", ", ",\n") for t in tests], fontsize=8)
+    axes.set_xticks(range(2 + len(groups)), [*tests, *groups], fontsize=8)
     axes.set_ylabel("MPJPE, mm")
     seeds = len({r["seed"] for r in results})
     axes.set_title(f"error, mean of {seeds} seeds" if seeds > 1 else "error, one seed", fontsize=9)

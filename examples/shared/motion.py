@@ -211,13 +211,24 @@ _TARGET_CLIPS: dict[str, Clip] = {
 }
 
 
-def _record(people: str, clips: dict[str, Clip], frames: int, spread: float, seed: int) -> Motion:
-    """Let all people do every clip, each in their own way."""
+def _record(
+    people: str,
+    clips: dict[str, Clip],
+    *,
+    frames: int,
+    spread: float,
+    seed: int,
+    body: tuple[float, float, float, float] = (1, 1, 1, 1),
+) -> Motion:
+    """Let all people do every clip, each in their own way.
+
+    ``body`` is their mean size, legs, arms and width, of which each differs by up to ``spread``.
+    """
     time = np.arange(frames) / FPS
     motion: Motion = {subject: {} for subject in people.split()}
     # Each measure of the bodies is spread evenly over the people, not left to chance.
     sizes = np.tile(np.linspace(1 - spread, 1 + spread, len(motion)), (4, 1))
-    bodies = default_rng(seed).permuted(sizes, axis=1).T
+    bodies = default_rng(seed).permuted(sizes, axis=1).T * body
     for body, (subject, takes) in zip(bodies, motion.items(), strict=True):
         for name, clip in clips.items():
             # Every clip has random numbers of its own: a new one leaves the others as they were.
@@ -245,5 +256,9 @@ def source_motion(seed: int = 0) -> Motion:
 
 
 def target_motion(seed: int = 1) -> Motion:
-    """Make other motions of other people: 3,080 frames in the form of `source_motion`."""
-    return _record("P1 P2 P3 P4", _TARGET_CLIPS, frames=110, spread=0.1, seed=seed)
+    """Make other motions of other people: 3,080 frames in the form of `source_motion`.
+
+    Their bodies differ from the source's as those of the Bandai-Namco motions do from CMU's.
+    """
+    body = 0.9, 1.1, 0.95, 0.75
+    return _record("P1 P2 P3 P4", _TARGET_CLIPS, frames=110, spread=0.05, seed=seed, body=body)

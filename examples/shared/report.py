@@ -72,56 +72,40 @@ def _factors(runs: list[Result]) -> str:
 
 
 def format_table(results: list[Result]) -> str:
-    """Make the table of `quickstart.py`: errors, changes against two rows, what was learned.
-
-    Means over the seeds, plus-minus their standard deviation.
-    """
+    """Make the table of `quickstart.py`: errors in mm, means over the seeds, and speed."""
     if not results:
         return "no finished runs"
-    rows = rows_of(results)
-    tests = list(results[0]["tests"])
+    rows, (home, away) = rows_of(results), list(results[0]["tests"])[:2]
+    groups = list(results[0]["tests"][away]["by camera"])
     lines = [
-        f"{len({r['seed'] for r in results})} seed(s), {results[0]['epochs']} epochs, batch "
-        f"{results[0]['batch']}, last weights; MPJPE and P-MPJPE in mm, PCK@150 mm in %."
+        f"{len({r['seed'] for r in results})} seed(s), {results[0]['epochs']} epochs of batches of "
+        f"{results[0]['batch']}, last weights; mm.",
+        "",
+        f"| | {home}: MPJPE | {away}: MPJPE | P-MPJPE | "
+        + "".join(f"{group} | " for group in groups)
+        + f"MPJPE against {rows[0]} | samples/s |",
+        "|---" * (6 + len(groups)) + "|",
     ]
-    for test in tests:
-        lines += [
-            "",
-            f"| {test} | MPJPE | P-MPJPE | PCK | "
-            + "".join(f"MPJPE against {reference} | " for reference in rows[:2])
-            + "samples/s |",
-            "|---|---|---|---|" + "---|" * len(rows[:2]) + "---|",
-        ]
-        for row in rows:
-            mpjpe, p_mpjpe, pck = (
-                values_of(results, row, test, figure) for figure in ("MPJPE", "P-MPJPE", "PCK")
-            )
-            speed = mean([r["samples_per_second"] for r in results if r["row"] == row])
-            changes = "".join(
-                f"{_change(mean(mpjpe), mean(values_of(results, other, test, 'MPJPE')))} | "
-                for other in rows[:2]
-            )
-            errors = f"{_spread(mpjpe)} | {_spread(p_mpjpe)} | {_spread(pck)}"
-            lines.append(f"| {row} | {errors} | {changes}{speed:,.0f} |")
+    for row in rows:
+        runs = [r for r in results if r["row"] == row]
+        at_home, mpjpe, p_mpjpe = (
+            values_of(results, row, test, figure)
+            for test, figure in ((home, "MPJPE"), (away, "MPJPE"), (away, "P-MPJPE"))
+        )
+        by_group = (mean(r["tests"][away]["by camera"][group] for r in runs) for group in groups)
+        change = _change(mean(mpjpe), mean(values_of(results, rows[0], away, "MPJPE")))
+        speed = mean(r["samples_per_second"] for r in runs)
+        lines.append(
+            f"| {row} | {' | '.join(map(_spread, (at_home, mpjpe, p_mpjpe)))} | "
+            f"{' | '.join(f'{error:.0f}' for error in by_group)} | {change} | {speed:,.0f} |"
+        )
     return "\n".join(lines + _what_was_learned(results))
 
 
 def _what_was_learned(results: list[Result]) -> list[str]:
-    """How hard the poses are in the end, and the factors on the spreads; means."""
-    lines = []
-    for row in rows_of(results):
-        runs = [r for r in results if r["row"] == row and r["diagnostics"]]
-        if runs:
-            hardness = mean(r["diagnostics"]["hardness_ratio"] for r in runs)
-            lines.append(f"| {row} | {hardness:.2f} | {_factors(runs) or 'as they are'} |")
-    if not lines:
-        return []
-    return [
-        "",
-        f"| in the end | error on augmented / on original poses | spread of {_FACTORS} |",
-        "|---|---|---|",
-        *lines,
-    ]
+    """What the first seed of each row says that it has learned."""
+    learned = {r["row"]: r["diagnostics"]["learned"] for r in reversed(results) if r["diagnostics"]}
+    return ["", *(f"* {row}: {learned[row]}." for row in rows_of(results) if row in learned)]
 
 
 def format_generalisation(results: list[Result]) -> str:
