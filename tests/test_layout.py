@@ -50,7 +50,7 @@ FLOORS: tuple[dict[str, tuple[tuple[str, ...], ...]], ...] = (
     {"runtime": (("checkpoint", "distributed", "isolation", "monitor", "optimizer", "recorder"),)},
     {"augment": (("transforms",), ("augmenter", "policy"))},
     {
-        "adversary": (("losses", "pool"), ("critics",)),
+        "adversary": (("critics", "pool"),),
         "feedback": (("controller", "observer", "target"),),
         "host": (("adapter", "attachment"), ("checks", "sequences")),
     },
@@ -69,7 +69,6 @@ for _floor, _parts in enumerate(FLOORS):
 # Leaves do not know what learns.
 LEAVES = {
     "errors": set(),
-    "adversary.losses": set(),
     "adversary.pool": set(),
     "feedback.observer": set(),
     "runtime.isolation": set(),
@@ -300,7 +299,7 @@ COLD_MODULES = {
 # What sits between training steps.
 COLD = {
     *("state_dict", "load_state_dict", "get_extra_state", "set_extra_state", "__init__"),
-    *("open", "check_batch", "diagnostics", "read", "skeleton_tables"),
+    *("open", "check_batch", "diagnostics", "read", "skeleton_tables", "__str__"),
 }
 HOT = [name for name in MODULES if name not in COLD_MODULES]
 SYNCS = {"item", "cpu", "numpy", "tolist", "nonzero", "argwhere", "masked_select", "unique"}

@@ -202,7 +202,7 @@ class ClosedLoop(nn.Module):
     Critics and controller see nothing of this: an update that learns has the batch's own poses.
     """
 
-    first_update = 1000  # in which answers are asked for
+    first_update = 500  # in which answers are asked for
     ratios: Tensor  # (groups,) bone lengths of the target / the training's
     size: Tensor  # 0-d, of the target's body / the training's; guessed once
     poses: Tensor  # (frames, J, 3) camera space, metres; runs that are known come first

@@ -9,8 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..adversary.critics import AdversarialTerm, length_ratios
-from ..adversary.losses import weighted_mean
+from ..adversary.critics import AdversarialTerm, length_ratios, weighted_mean
 from ..augment.transforms import GeneratedPoses
 from ..body.camera import Z_NEAR, project_rays
 from ..body.skeleton import Skeleton

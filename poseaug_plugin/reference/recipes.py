@@ -16,8 +16,8 @@ from ..adversary.critics import (
     PartKCSCritic,
     RangeTerm,
     Term,
+    weighted_mean,
 )
-from ..adversary.losses import weighted_mean
 from ..augment.augmenter import FrameCheck, Projection
 from ..augment.transforms import GeneratedPoses, Policy, matching_frames
 from ..body.bones import root_relative

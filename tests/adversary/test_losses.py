@@ -18,10 +18,8 @@ from poseaug_plugin.adversary.critics import (
     KeypointCritic,
     PartKCSCritic,
     RangeTerm,
-    critic_loss,
-)
-from poseaug_plugin.adversary.losses import (
     critic_accuracy,
+    critic_loss,
     lsgan_critic_loss,
     lsgan_policy_loss,
     rectified_mean,

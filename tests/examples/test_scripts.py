@@ -146,7 +146,7 @@ def test_a_step_of_the_hook_is_counted() -> None:
     assert calls["step"].made[0] == ("host/attachment.py", "_tell_watchers")
     # Of a step in which the policy and its critics learn.
     learning = {
-        ("adversary/losses.py", name) for name in ("lsgan_policy_loss", "lsgan_critic_loss")
+        ("adversary/critics.py", name) for name in ("lsgan_policy_loss", "lsgan_critic_loss")
     }
     assert learning < set(calls["step"].made)
     assert calls["step"].modules <= calls["step"].changes < len(calls["step"].made)

@@ -345,10 +345,10 @@ def test_an_update_that_learns_sees_the_batchs_own_poses_alone() -> None:
 # -- when, and what it leaves ----------------------------------------------------------------------
 
 
-def test_it_asks_after_a_thousand_updates_and_ever_less_often() -> None:
+def test_it_asks_after_500_updates_and_ever_less_often() -> None:
     loop = ClosedLoop(TargetKeypoints(keypoints_2d()), H36M_16)
     due = [n for n in range(10_001) if loop.is_due(n)]
-    assert due == [1000, 1250, 1562, 1953, 2441, 3052, 3815, 4768, 5960, 7451, 9313]
+    assert due == [500, 625, 781, 977, 1221, 1526, 1907, 2384, 2980, 3725, 4657, 5821, 7276, 9095]
 
 
 def test_what_it_believes_is_said(caplog: pytest.LogCaptureFixture) -> None:

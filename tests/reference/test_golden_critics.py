@@ -33,10 +33,8 @@ from poseaug_plugin.adversary.critics import (
     Critic,
     KeypointCritic,
     PartKCSCritic,
-    critic_loss,
-)
-from poseaug_plugin.adversary.losses import (
     critic_accuracy,
+    critic_loss,
     lsgan_critic_loss,
     lsgan_policy_loss,
     weighted_mean,

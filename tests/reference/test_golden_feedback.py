@@ -11,7 +11,7 @@ import torch
 from helpers import agree, below, golden, gradient, leaf
 from torch import Tensor, nn
 
-from poseaug_plugin.adversary.losses import rectified_mean
+from poseaug_plugin.adversary.critics import rectified_mean
 from poseaug_plugin.body.bones import root_relative
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.host.adapter import PoseAdapter

@@ -26,8 +26,13 @@ from helpers import (
 from torch import Tensor, nn
 from typing_extensions import override
 
-from poseaug_plugin.adversary.critics import Critic, KeypointCritic, PartKCSCritic
-from poseaug_plugin.adversary.losses import critic_accuracy, lsgan_critic_loss
+from poseaug_plugin.adversary.critics import (
+    Critic,
+    KeypointCritic,
+    PartKCSCritic,
+    critic_accuracy,
+    lsgan_critic_loss,
+)
 from poseaug_plugin.augment.augmenter import AugmentedBatch
 from poseaug_plugin.augment.policy import Policy
 from poseaug_plugin.augment.transforms import (

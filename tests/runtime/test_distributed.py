@@ -25,7 +25,7 @@ from loops import (
 from torch import Tensor, nn
 
 from poseaug_plugin import KeypointCritic, PoseAugError, PoseAugHook, PoseAugWarning
-from poseaug_plugin.adversary.losses import lsgan_critic_loss
+from poseaug_plugin.adversary.critics import lsgan_critic_loss
 from poseaug_plugin.body.bones import root_relative
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.feedback.controller import FeedbackController, observed_errors
