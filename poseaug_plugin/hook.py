@@ -114,6 +114,8 @@ class PoseAugHook:
         check_number("seed", seed, -(2**62), 2**62, whole=True)
         check_flag("auto_step", auto_step)
         self.preset = _find_preset(preset)
+        with library_defaults(torch.device("cpu")):
+            target = None if target_2d is None else TargetKeypoints(target_2d, target_camera)
         self.options = Options(
             policy=policy,
             spread=spread,
@@ -124,7 +126,7 @@ class PoseAugHook:
             entropy_weight=entropy_weight,
             feedback=feedback,
             total_updates=total_updates,
-            target_2d=None if target_2d is None else TargetKeypoints(target_2d, target_camera),
+            target_2d=target,
             cuda_graphs=cuda_graphs,
         )
         self.options.check_effects(self.preset.name, self.preset.reads)

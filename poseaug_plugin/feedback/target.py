@@ -251,7 +251,7 @@ class ClosedLoop(nn.Module):
         skeleton, device = self.skeleton, generator.device
         figures = torch.zeros(2, skeleton.num_bone_length_groups, device=device)
         weight = figures.new_zeros(())
-        if batch is not None:
+        if batch is not None and batch.usable.any():
             batch = CanonicalBatch(*(field[batch.usable] for field in batch))
             frames = batch.keypoints.shape[1]
             runs = self._runs(frames, generator)

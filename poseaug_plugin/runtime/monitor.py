@@ -85,7 +85,7 @@ class Monitor(nn.Module):
         self.means += rate * (torch.where(known, latest, 0.0) - self.means)
         self.counts[1].add_(skipped)
 
-    def read(self, updates: int, learned: str) -> Diagnostics:
+    def read(self, updates: int, learned: str = "") -> Diagnostics:
         """Bring the values to the host, and warn, once each, of what they say."""
         values = torch.where(self.seen > 0, self.means, math.nan).tolist()
         means = dict(zip(self.names, values, strict=True))

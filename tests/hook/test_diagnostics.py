@@ -38,6 +38,7 @@ def test_diagnostics_are_plain_numbers(hook: str) -> None:
     diagnostics = sample(hook).diagnostics()._asdict()
     accuracy = diagnostics.pop("critic_accuracy")
     assert type(accuracy) is dict
+    assert diagnostics.pop("learned")
     assert {type(value) for value in diagnostics.values()} == {int, float}
     assert {type(value) for value in accuracy.values()} <= {float}
 

@@ -82,6 +82,8 @@ FINE: dict[str, set[str]] = {
     "entropy_weight": {"None", "0"},
     "feedback": {"None", "True"},
     "total_updates": {"None"},
+    "target_2d": {"None"},
+    "target_camera": {"None"},
     "cuda_graphs": {"True"},
 }
 

@@ -35,7 +35,7 @@ NETWORKS = ("policy", "critic_3d", "critic_2d", "controller")
 
 CASES = [
     (name, kind)
-    for name in ("default", "without critics", "released", "paper", "random")
+    for name in ("default", "without critics", "released", "paper", "random", "closed loop")
     for kind in ("even", "uneven", "broken")
 ]
 
@@ -146,6 +146,16 @@ def learned(state: dict[str, Any]) -> dict[str, Tensor]:
         and isinstance(v, Tensor)
         and v.is_floating_point()
     }
+
+
+@pytest.mark.parametrize("kind", ["even", "uneven", "broken"])
+def test_ranks_believe_the_same_of_the_target(kind: str, ranks: list[dict[str, Any]]) -> None:
+    first, second = (made["closed loop", kind][0]["training"]["modules"] for made in ranks)
+    for name in ("ratios", "size", "asked"):
+        assert torch.equal(first[f"closed_loop.{name}"], second[f"closed_loop.{name}"])
+    assert first["closed_loop.asked"] > 0
+    assert (first["closed_loop.ratios"] != 1).all()
+    assert not torch.equal(first["closed_loop.poses"], second["closed_loop.poses"])
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
