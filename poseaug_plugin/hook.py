@@ -19,7 +19,7 @@ from .feedback.observer import PredictionObserver
 from .host import attachment
 from .host.adapter import Adapter, HostBatch, HostPoses, PoseAdapter, mix, mix_cameras, one_each
 from .host.checks import BatchReport, check_batch, infer_skeleton
-from .host.sequences import PoseSource
+from .host.sequences import PoseSource, PoseWindows
 from .options import DefaultPreset, Options, Preset, RandomPreset, Surroundings, UpdateContext
 from .reference.recipes import Paper, Released
 from .runtime.checkpoint import as_state, from_state
@@ -141,7 +141,7 @@ class PoseAugHook:
         # With several processes also where nothing is pending: the others may have something.
         self._owes_update = False
         self._observer = PredictionObserver()
-        self._reminders = attachment.Reminders(optimizer is not None)
+        self._reminders, self._has_looked = attachment.Reminders(optimizer is not None), False
         on_forward = attachment.InertCallback(self, PoseAugHook._on_forward)
         self._handle = estimator.register_forward_hook(on_forward, with_kwargs=True)
         self._is_attached = True
@@ -208,7 +208,7 @@ class PoseAugHook:
             how = sources, batch.accepted, augmenter.appends
             inputs_2d = mix(given.inputs_2d, made_2d, *how)
             inputs_3d = mix(given.inputs_3d, made_3d, *how)
-        self._reminders.augmented(batch.batch.usable)
+        self._reminders.augmented()
         self._pending, self._owes_update = _Pending(batch, replaced), True
         self._observer.expect(inputs_2d if trainer.learns_next else None)
         camera = mix_cameras(given.camera, batch.intrinsics, *how) if return_camera else None
@@ -283,8 +283,9 @@ class PoseAugHook:
         self._refuse_misfits("check_batch", *given)
         skeleton = self.skeleton or infer_skeleton(self.adapter, *given, "check_batch")
         target_frame = middle_frame if self._source is None else self._source.target_frame
-        poses = self.adapter.decode(*given, skeleton)
-        return check_batch(poses, skeleton, camera is not None, target_frame)
+        with library_defaults(inputs_3d.device):
+            poses = self.adapter.decode(*given, skeleton)
+            return check_batch(poses, skeleton, camera is not None, target_frame)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during training, as tensors and plain values.
@@ -369,15 +370,40 @@ class PoseAugHook:
                 f"PoseAugHook.augment: the batch must be on {home}, where the estimator was when "
                 f"the hook's networks were made, got {inputs_3d.device}."
             )
-        if known is not None:
-            return known
-        skeleton = infer_skeleton(self.adapter, inputs_2d, inputs_3d, camera)
-        warn(
-            f"PoseAugHook: took skeleton={skeleton.name!r} for poses with {count} joints; pass it "
-            "to be sure and to silence this."
-        )
-        self._trainer, self.skeleton = self._make_trainer(skeleton), skeleton
-        return self._trainer
+        skeleton = self.skeleton or infer_skeleton(self.adapter, inputs_2d, inputs_3d, camera)
+        report = None
+        if not self._has_looked and len(inputs_3d):
+            report = self.check_batch(inputs_2d, inputs_3d, camera)
+        if report is not None and report.focal_length <= 0:
+            raise PoseAugError(f"PoseAugHook.augment: {report.problems[0]}.")
+        if known is None:
+            warn(
+                f"PoseAugHook: took skeleton={skeleton.name!r} for poses with {count} joints; pass "
+                "it to be sure and to silence this."
+            )
+            known = self._trainer = self._make_trainer(skeleton)
+            self.skeleton = skeleton
+        if report is not None:
+            self._tell(HostBatch(inputs_2d, inputs_3d, camera), known, report.problems)
+        return known
+
+    def _tell(self, given: HostBatch, trainer: Trainer, of_batch: tuple[str, ...]) -> None:
+        """Warn, once, of what looks wrong with the first batch and with the source."""
+        self._has_looked = True
+        found, windows = {"the first batch": of_batch}, trainer.augmenter.windows
+        if isinstance(windows, PoseWindows):
+            with library_defaults(given.inputs_3d.device):
+                report = check_batch(windows.some(), trainer.skeleton, True, middle_frame)
+                poses = self.adapter.decode(*given, trainer.skeleton)
+            found["source"] = report.problems
+            if given.camera is not None and windows.has_other_cameras(poses):
+                found["source"] += ("its cameras are not the batch's: are they in order?",)
+        for what, problems in found.items():
+            if problems:
+                warn(
+                    f"PoseAugHook: {what} looks wrong: {'; '.join(problems)}. "
+                    "print(hook.check_batch(inputs_2d, inputs_3d, camera)) shows the figures."
+                )
 
     def _forget(self) -> None:
         self._pending, self._owes_update = None, False

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -124,7 +124,7 @@ class Reminders:
     def __init__(self, names_optimizer: bool) -> None:
         self._names_optimizer = names_optimizer
         self.without_update = 0  # batches since an optimizer has stepped
-        self._too_small, self._has_looked = 0, False
+        self._too_small = 0
 
     def too_small(self, size: int, share: float) -> None:
         """A batch had too few samples to augment."""
@@ -135,8 +135,8 @@ class Reminders:
                 f"{size} samples is less than two. Pass a larger share, or larger batches."
             )
 
-    def augmented(self, usable: Tensor) -> None:
-        """A batch of (N,) usable samples was augmented; reads those of the first one."""
+    def augmented(self) -> None:
+        """A batch was augmented."""
         self._too_small = 0
         self.without_update += 1
         if self.without_update == _PATIENCE:
@@ -153,9 +153,3 @@ class Reminders:
                 f"PoseAugHook: {_PATIENCE} batches were augmented and {what} call hook.step() "
                 "right before its step()."
             )
-        if not self._has_looked and not usable.any():
-            warn(
-                "PoseAugHook: no sample of the first batch is finite and in front of the camera: "
-                "nothing was augmented. print(hook.check_batch(inputs_2d, inputs_3d, camera))."
-            )
-        self._has_looked = True
