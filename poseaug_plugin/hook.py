@@ -126,7 +126,7 @@ class PoseAugHook:
             raise PoseAugError("optimizer has no effect with auto_step=False; leave it out.")
         self.skeleton = None if skeleton is None else find_skeleton(skeleton)
         self.adapter: Adapter = adapter if adapter is not None else PoseAdapter()
-        self.enabled = True
+        self.enabled, self._id = True, id(self)
         self._estimator, self._optimizer, self._seed = estimator, optimizer, seed
         self._ranks, self._source = Ranks.of(estimator), source
         if self._ranks is not None and skeleton is None:
@@ -140,6 +140,7 @@ class PoseAugHook:
         self._pending: _Pending | None = None
         # With several processes also where nothing is pending: the others may have something.
         self._owes_update = False
+        self._stepping: Optimizer | None = None  # in whose step an update was made already
         self._observer = PredictionObserver()
         self._reminders, self._has_looked = attachment.Reminders(optimizer is not None), False
         on_forward = attachment.InertCallback(self, PoseAugHook._on_forward)
@@ -234,7 +235,8 @@ class PoseAugHook:
         by hand before ``optimizer.step()``. Does nothing where there is nothing new. Where
         something fails, it raises RuntimeError; the estimator's weights are as they were.
         """
-        self._train(skip=None)
+        if self._stepping is None:
+            self._train(skip=None)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -362,6 +364,15 @@ class PoseAugHook:
                 f"PoseAugHook.augment was called {place}, where nothing can be trained; call it in "
                 "the training loop."
             )
+        if self._id != id(self):
+            raise PoseAugError(
+                "PoseAugHook.augment: this hook is a copy, which no optimizer tells of its steps. "
+                "Build PoseAugHook(the copied estimator) and load the state_dict() of this one."
+            )
+        if not self._has_looked:
+            attachment.check_estimator(self._estimator)  # what it was wrapped in since
+        if not self._estimator.training and not torch.is_grad_enabled():
+            self._reminders.evaluating()
         count = self._refuse_misfits("augment", inputs_2d, inputs_3d, camera)
         known = self._trainer
         home = attachment.device_of(self._estimator) if known is None else known.generator.device
@@ -413,8 +424,11 @@ class PoseAugHook:
         if self._is_on:
             self._observer.on_forward(*call)
 
-    def _on_optimizer_step(self, optimizer: Optimizer) -> None:
+    def _on_optimizer_step(self, optimizer: Optimizer, is_over: bool) -> None:
         """Train, if this is the estimator's optimizer; called before and after every step."""
+        has_learned, self._stepping = is_over and self._stepping is optimizer, None
+        if has_learned:  # so what the step's closure augmented since is left out
+            self._forget()
         if not self._owes_update:
             return
         own = self._optimizer
@@ -423,6 +437,7 @@ class PoseAugHook:
         if optimizer is own:
             # With a fused optimizer, GradScaler lets the step happen and has the device undo it.
             self._train(skip=getattr(optimizer, "found_inf", None))
+            self._stepping = None if is_over else optimizer
 
     def _train(self, skip: Tensor | None) -> None:
         pending, is_due = self._pending, self._owes_update

@@ -391,3 +391,30 @@ def test_estimator_can_be_scripted_once_the_hook_is_removed() -> None:
     hook.remove()
     inputs = make_batch().inputs_2d
     assert torch.allclose(torch.jit.script(estimator)(inputs), estimator(inputs))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copied_hook_says_that_it_cannot_learn(copied: Callable[[Any], Any]) -> None:
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    hook = make_hook(estimator)
+    train(hook, estimator, optimizer, stream(1))
+    _, _, other = copied((estimator, optimizer, hook))
+    with pytest.raises(PoseAugError, match=r"is a copy.*load the state_dict\(\)"):
+        augmented(other, make_batch())
+    with other.paused():
+        assert passes_through(other)
+    again = make_hook(make_lifter())
+    again.load_state_dict(other.state_dict())
+    assert differences(frozen_state(hook), frozen_state(again)) == []
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_estimator_with_a_hook_is_exported(strict: bool) -> None:
+    estimator = make_lifter().eval()
+    hook, batch = make_hook(estimator), make_batch()
+    exported = torch.export.export(estimator, (batch.inputs_2d,), strict=strict)
+    made = exported.module()(batch.inputs_2d)
+    assert torch.allclose(made, estimator(batch.inputs_2d))
+    train(hook, estimator, adam(estimator), stream(1))
+    assert hook.diagnostics().updates == 1

@@ -54,6 +54,21 @@ def test_batches_that_are_always_too_small_are_told() -> None:
         augmented(hook, batch)
 
 
+def test_augmenting_in_an_evaluation_is_told_once() -> None:
+    estimator, batch = make_lifter().eval(), make_batch()
+    hook = make_hook(estimator)
+    augmented(hook, batch)  # in eval mode, as for a frozen BatchNorm
+    with torch.no_grad():
+        with pytest.warns(PoseAugWarning, match=r"eval mode and gradients are off.*paused"):
+            augmented(hook, batch)
+        augmented(hook, batch)
+        estimator.train()
+        augmented(hook, batch)
+        with hook.paused():
+            estimator.eval()
+            augmented(hook, batch)
+
+
 def test_warnings_point_at_the_users_own_line() -> None:
     hook = make_hook(make_lifter(), skeleton=None)
     batch = make_batch()
