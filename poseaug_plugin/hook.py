@@ -206,6 +206,10 @@ class PoseAugHook:
             replaced = HostPoses(*(x.detach().index_select(0, sources) for x in given[:2]))
             made = self.adapter.encode(batch.joints, batch.keypoints, replaced, skeleton)
             made_2d, made_3d = made
+            for poses in made:
+                if poses.dtype == torch.float16:  # which may have no room for them
+                    fits = poses.isfinite().flatten(1).all(1)
+                    batch = batch._replace(accepted=batch.accepted & fits)
             how = sources, batch.accepted, augmenter.appends
             inputs_2d = mix(given.inputs_2d, made_2d, *how)
             inputs_3d = mix(given.inputs_3d, made_3d, *how)
@@ -339,7 +343,7 @@ class PoseAugHook:
         count, known = 0, ""
         if self.skeleton is not None:
             count, known = self.skeleton.num_joints, f" for skeleton {self.skeleton.name!r}"
-        elif isinstance(inputs_3d, Tensor):
+        elif isinstance(inputs_3d, Tensor) and not inputs_3d.is_nested:
             count = self.adapter.num_joints(inputs_3d)
         problem = self.adapter.check(inputs_2d, inputs_3d, camera, count)
         if not problem and self._source is None and inputs_2d.dim() == inputs_3d.dim() == 4:
