@@ -194,10 +194,11 @@ class PoseAugHook:
 
     def _augmented(self, trainer: Trainer, given: HostBatch, return_camera: bool) -> HostBatch:
         augmenter, skeleton, size = trainer.augmenter, trainer.skeleton, len(given.inputs_3d)
-        if augmenter.count_of(size) < 2:
+        if augmenter.count_of(size) < 2 or trainer.is_broken:
             self._forget()
             self._owes_update = self._ranks is not None
-            self._reminders.too_small(size, augmenter.share)
+            if not trainer.is_broken:
+                self._reminders.too_small(size, augmenter.share)
             return given
         with torch.no_grad(), library_defaults(given.inputs_3d.device):
             keeps_cameras = not return_camera or given.camera is None
@@ -431,10 +432,10 @@ class PoseAugHook:
     def _on_optimizer_step(self, optimizer: Optimizer, is_over: bool) -> None:
         """Train, if this is the estimator's optimizer; called before and after every step."""
         has_learned, self._stepping = is_over and self._stepping is optimizer, None
-        if has_learned:  # so what the step's closure augmented since is left out
-            self._forget()
         if not self._owes_update:
             return
+        if has_learned:
+            return self._forget()  # what the step's closure has augmented since
         own = self._optimizer
         if own is None and attachment.holds_parameters(optimizer, self._estimator):
             own = optimizer

@@ -14,6 +14,7 @@ from .augment.augmenter import Augmenter, Keeps, Windows
 from .augment.policy import AugmentationPolicy, RandomPolicy
 from .augment.transforms import AugmentedBatch, GeneratedPoses
 from .body.poses import CanonicalPoses
+from .errors import warn
 from .feedback.controller import observed_errors
 from .options import Options, Preset, Surroundings, UpdateContext
 from .runtime.checkpoint import check_modules
@@ -23,6 +24,7 @@ from .runtime.monitor import Monitor
 from .runtime.optimizer import GuardedAdam
 from .runtime.recorder import Recorder
 
+_PATIENCE = 8  # updates that left a network out, after which weights are looked at
 _FEEDBACK = "feedback"  # among gradients: the figures that the controller needs
 
 
@@ -122,9 +124,17 @@ class Trainer:
         self._statistics = [b for b in saved_buffers(self.policy) if b.is_floating_point()]
         names = [*(p.name for p in self.phases), *(f"policy/{t.name}" for t in training.terms)]
         self.losses = dict.fromkeys(names, torch.full((), torch.nan, device=device))
+        # What an update changes, the counts in front, and what it was before.
+        state = self._modules().state_dict().values()
+        everything = [x for x in state if isinstance(x, Tensor) and x.numel()]
+        self._changing = [self.monitor.counts, *everything]
+        self._before = [x.clone() for x in self._changing]
+        # The counts as they were lately, which the host reads without waiting.
+        self._lately = torch.zeros(2, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._skipped = self._lately.numpy()[1:]
+        self._patience, self.is_broken = _PATIENCE, False
         if ranks is not None:
-            state = self._modules().state_dict().values()
-            ranks.broadcast([x for x in state if isinstance(x, Tensor) and x.numel()])
+            ranks.broadcast(everything)
 
     def augment(self, poses: CanonicalPoses, keeps_cameras: bool = True) -> AugmentedBatch:
         """Augment poses, and keep what the next update reads."""
@@ -150,7 +160,36 @@ class Trainer:
         skip: Tensor | None = None,  # not zero where the user's step is undone: no weights change
         context: UpdateContext | None = None,  # for published recipes
     ) -> None:
-        """One update of every network that is due: the policy first, then critics."""
+        """One update of every network that is due, policy first; all of it, or nothing."""
+        kept = self.num_updates, self.losses, [len(pool) for pool in self.pools.values()]
+        stream, learns = self.generator.get_state(), self.learns_next
+        if learns:
+            self.recorder.call(self._keep)
+        else:
+            self._before[0].copy_(self._changing[0])
+        try:
+            self._update(batch, predicted, skip, context)
+        except BaseException:  # an interrupt too
+            count = len(self._changing) if learns else 1
+            with torch.no_grad():
+                torch._foreach_copy_(self._changing[:count], self._before[:count])
+            self.generator.set_state(stream)
+            self.num_updates, self.losses, fills = kept
+            for pool, fill in zip(self.pools.values(), fills, strict=True):
+                pool.set_extra_state(fill)
+            raise
+
+    def _keep(self) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(self._before, self._changing)
+
+    def _update(
+        self,
+        batch: AugmentedBatch | None,
+        predicted: Tensor | None,
+        skip: Tensor | None,
+        context: UpdateContext | None,
+    ) -> None:
         if batch is not None:
             self.monitor.count(~batch.batch.usable)
         if not self.learns_next:
@@ -179,6 +218,22 @@ class Trainer:
         size = 0 if batch is None else batch.joints.shape[0]
         call(self._apply, gradients, skip, readings, (*due, size))
         self.num_updates += 1
+        self._lately.copy_(self.monitor.counts, non_blocking=True)
+        if self._skipped[0] >= self._patience:
+            self._look_at_weights()
+
+    def _look_at_weights(self) -> None:
+        """Warn of networks that will never learn again; asked seldom, since it waits."""
+        self._patience = 2 * int(self._skipped[0])
+        parameters = {phase.name: phase.network.parameters() for phase in self.phases}
+        broken = [n for n, own in parameters.items() if not all(x.isfinite().all() for x in own)]
+        if broken and not self.is_broken:
+            self.is_broken = True
+            warn(
+                f"PoseAugHook: weights of {', '.join(broken)} are not finite and will not recover, "
+                "so training goes on without augmentation. Load an earlier state_dict() into the "
+                "hook, or build another."
+            )
 
     def _learn(
         self, batch: AugmentedBatch, predicted: Tensor | None, due: tuple[str, ...]
@@ -268,6 +323,7 @@ class Trainer:
         modules = self._modules()
         check_modules(state["modules"], modules)
         modules.load_state_dict(state["modules"])
+        self._patience, self.is_broken = int(self.monitor.counts[1]) + _PATIENCE, False
         self.num_updates = state["num_updates"]
         generator = state["generator"].cpu()
         is_first = self.ranks is None or self.ranks.rank == 0

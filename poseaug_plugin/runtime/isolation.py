@@ -92,13 +92,20 @@ def seeded_stream(seed: int, device: torch.device) -> Iterator[None]:
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Every layer in evaluation mode, and afterwards as found."""
     training = [m for m in module.modules() if m.training]
+
+    def set_all(mode: bool) -> None:
+        for m in training:
+            m.training = mode
+
     try:
-        for m in training:
-            m.training = False
-        yield
-    finally:
-        for m in training:
-            m.training = True
+        try:
+            set_all(False)
+            yield
+        finally:
+            set_all(True)
+    except BaseException:  # also an interrupt in the middle of that
+        set_all(True)
+        raise
 
 
 def isolated_call(
