@@ -168,7 +168,7 @@ class Trainer:
         else:
             self._before[0].copy_(self._changing[0])
         try:
-            self._update(batch, predicted, skip, context)
+            failure = self._update(batch, predicted, skip, context)
         except BaseException:  # an interrupt too
             count = len(self._changing) if learns else 1
             with torch.no_grad():
@@ -178,6 +178,8 @@ class Trainer:
             for pool, fill in zip(self.pools.values(), fills, strict=True):
                 pool.set_extra_state(fill)
             raise
+        if failure is not None:
+            raise failure
 
     def _keep(self) -> None:
         with torch.no_grad():
@@ -189,14 +191,13 @@ class Trainer:
         predicted: Tensor | None,
         skip: Tensor | None,
         context: UpdateContext | None,
-    ) -> None:
+    ) -> Exception | None:
+        """Answers what failed on this rank alone, which has then learned from the others."""
         if batch is not None:
             self.monitor.count(~batch.batch.usable)
         if not self.learns_next:
             self.num_updates += 1
-            return
-        if self._before_update is not None and context is not None:
-            self._before_update(context)
+            return None
         due = self._due
         # A published recipe asks somebody else's network, and changes: it cannot be replayed. Nor
         # can a pool that fills up: how full it is is Python's.
@@ -204,10 +205,17 @@ class Trainer:
         repeats = self._before_update is None and are_settled
         call: Callable[..., Any] = self.recorder.call if repeats else _as_written
         gradients: dict[str, WeightedGradients] = {}
-        readings = None
-        if batch is not None:
-            gradients, losses, readings = call(self._learn, batch, predicted, due)
-            self.losses = self.losses | losses
+        readings = failure = None
+        try:
+            if self._before_update is not None and context is not None:
+                self._before_update(context)
+            if batch is not None:
+                gradients, losses, readings = call(self._learn, batch, predicted, due)
+                self.losses = self.losses | losses
+        except Exception as problem:
+            if self.ranks is None:
+                raise
+            failure = problem  # the others wait for this rank
         if self.ranks is not None and (everyones := self._nothing_learned(due)):
             # The same networks on every rank, whoever has something for them.
             everyones |= gradients
@@ -221,6 +229,7 @@ class Trainer:
         self._lately.copy_(self.monitor.counts, non_blocking=True)
         if self._skipped[0] >= self._patience:
             self._look_at_weights()
+        return failure
 
     def _look_at_weights(self) -> None:
         """Warn of networks that will never learn again; asked seldom, since it waits."""
