@@ -1,6 +1,7 @@
 """`Trainer`: trains the networks of a `Training` on augmented batches, phase by phase."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -161,75 +162,72 @@ class Trainer:
         context: UpdateContext | None = None,  # for published recipes
     ) -> None:
         """One update of every network that is due, policy first; all of it, or nothing."""
-        kept = self.num_updates, self.losses, [len(pool) for pool in self.pools.values()]
-        stream, learns = self.generator.get_state(), self.learns_next
-        if learns:
-            self.recorder.call(self._keep)
-        else:
-            self._before[0].copy_(self._changing[0])
-        try:
-            failure = self._update(batch, predicted, skip, context)
-        except BaseException:  # an interrupt too
-            count = len(self._changing) if learns else 1
-            with torch.no_grad():
-                torch._foreach_copy_(self._changing[:count], self._before[:count])
-            self.generator.set_state(stream)
-            self.num_updates, self.losses, fills = kept
-            for pool, fill in zip(self.pools.values(), fills, strict=True):
-                pool.set_extra_state(fill)
-            raise
+        failure: Exception | None = None  # on this rank alone; it then learns from the others
+        with self._all_or_nothing() as fills:
+            if batch is not None:
+                self.monitor.count(~batch.batch.usable)
+            if not self.learns_next:
+                self.num_updates += 1
+                return
+            due = self._due
+            # A published recipe asks somebody else's network, and changes: it cannot be replayed.
+            # Nor can a pool that fills up: how full it is is Python's.
+            sizes = zip(fills, self.pools.values(), strict=True)
+            are_settled = all(fill in (0, pool.capacity) for fill, pool in sizes)
+            repeats = self._before_update is None and are_settled
+            call: Callable[..., Any] = self.recorder.call if repeats else _as_written
+            gradients: dict[str, WeightedGradients] = {}
+            readings: dict[str, Tensor] | None = None
+            try:
+                if self._before_update is not None and context is not None:
+                    self._before_update(context)
+                if batch is not None:
+                    gradients, losses, readings = call(self._learn, batch, predicted, due)
+                    self.losses = self.losses | losses
+            except Exception as problem:
+                if self.ranks is None:
+                    raise
+                failure = problem  # the others wait for this rank
+            if self.ranks is not None and (everyones := self._nothing_learned(due)):
+                # The same networks on every rank, whoever has something for them.
+                everyones |= gradients
+                averaged = self.ranks.average(list(everyones.values()), self._statistics)
+                gradients = dict(zip(everyones, averaged, strict=True))
+            # With what is due and for how many, though it does not read it: so it is recorded no
+            # sooner than what its gradients come from, and can take them where they are.
+            size = 0 if batch is None else batch.joints.shape[0]
+            call(self._apply, gradients, skip, readings, (*due, size))
+            self.num_updates += 1
+        self._lately.copy_(self.monitor.counts, non_blocking=True)
+        if self._skipped[0] >= self._patience:
+            self._look_at_weights()
         if failure is not None:
             raise failure
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[list[int]]:
+        """Put back what an update changes where anything stops it; gives how full the pools are."""
+        count, losses, stream = self.num_updates, self.losses, self.generator.get_state()
+        fills = [len(pool) for pool in self.pools.values()]
+        changing = len(self._changing) if self.learns_next else 1
+        if self.learns_next:
+            self.recorder.call(self._keep)
+        else:
+            self._before[0].copy_(self.monitor.counts)
+        try:
+            yield fills
+        except BaseException:  # an interrupt too
+            with torch.no_grad():
+                torch._foreach_copy_(self._changing[:changing], self._before[:changing])
+            for pool, fill in zip(self.pools.values(), fills, strict=True):
+                pool.set_extra_state(fill)
+            self.generator.set_state(stream)
+            self.num_updates, self.losses = count, losses
+            raise
 
     def _keep(self) -> None:
         with torch.no_grad():
             torch._foreach_copy_(self._before, self._changing)
-
-    def _update(
-        self,
-        batch: AugmentedBatch | None,
-        predicted: Tensor | None,
-        skip: Tensor | None,
-        context: UpdateContext | None,
-    ) -> Exception | None:
-        """Answers what failed on this rank alone, which has then learned from the others."""
-        if batch is not None:
-            self.monitor.count(~batch.batch.usable)
-        if not self.learns_next:
-            self.num_updates += 1
-            return None
-        due = self._due
-        # A published recipe asks somebody else's network, and changes: it cannot be replayed. Nor
-        # can a pool that fills up: how full it is is Python's.
-        are_settled = all(len(pool) in (0, pool.capacity) for pool in self.pools.values())
-        repeats = self._before_update is None and are_settled
-        call: Callable[..., Any] = self.recorder.call if repeats else _as_written
-        gradients: dict[str, WeightedGradients] = {}
-        readings = failure = None
-        try:
-            if self._before_update is not None and context is not None:
-                self._before_update(context)
-            if batch is not None:
-                gradients, losses, readings = call(self._learn, batch, predicted, due)
-                self.losses = self.losses | losses
-        except Exception as problem:
-            if self.ranks is None:
-                raise
-            failure = problem  # the others wait for this rank
-        if self.ranks is not None and (everyones := self._nothing_learned(due)):
-            # The same networks on every rank, whoever has something for them.
-            everyones |= gradients
-            averaged = self.ranks.average(list(everyones.values()), self._statistics)
-            gradients = dict(zip(everyones, averaged, strict=True))
-        # With what is due and for how many, though it does not read it: so it is recorded no sooner
-        # than what its gradients come from, and can take them where they are.
-        size = 0 if batch is None else batch.joints.shape[0]
-        call(self._apply, gradients, skip, readings, (*due, size))
-        self.num_updates += 1
-        self._lately.copy_(self.monitor.counts, non_blocking=True)
-        if self._skipped[0] >= self._patience:
-            self._look_at_weights()
-        return failure
 
     def _look_at_weights(self) -> None:
         """Warn of networks that will never learn again; asked seldom, since it waits."""
