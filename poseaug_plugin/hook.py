@@ -12,6 +12,7 @@ from torch.utils.data import get_worker_info
 
 from .augment.policy import Operation, Spread
 from .augment.transforms import AugmentedBatch, Policy, middle_frame
+from .body.poses import CanonicalPoses
 from .body.presets import find_skeleton
 from .body.skeleton import Skeleton
 from .errors import PoseAugError, check_flag, check_number, warn
@@ -403,21 +404,23 @@ class PoseAugHook:
             self._tell(HostBatch(inputs_2d, inputs_3d, camera), known, report.problems)
         return known
 
-    def _tell(self, given: HostBatch, trainer: Trainer, of_batch: tuple[str, ...]) -> None:
+    def _tell(self, given: HostBatch, trainer: Trainer, problems: tuple[str, ...]) -> None:
         """Warn, once, of what looks wrong with the first batch and with the source."""
         self._has_looked = True
-        found, windows = {"the first batch": of_batch}, trainer.augmenter.windows
+        found, windows = {"the first batch": problems}, trainer.augmenter.windows
+        device = given.inputs_3d.device
         if isinstance(windows, PoseWindows):
-            with library_defaults(given.inputs_3d.device):
-                report = check_batch(windows.some(), trainer.skeleton, True, middle_frame)
+            with library_defaults(device):
+                sample = CanonicalPoses(*windows.sample(512, 1, torch.Generator(device))[:3])
+                report = check_batch(sample, trainer.skeleton, True, middle_frame)
                 poses = self.adapter.decode(*given, trainer.skeleton)
             found["source"] = report.problems
             if given.camera is not None and windows.has_other_cameras(poses):
                 found["source"] += ("its cameras are not the batch's: are they in order?",)
-        for what, problems in found.items():
-            if problems:
+        for what, words in found.items():
+            if words:
                 warn(
-                    f"PoseAugHook: {what} looks wrong: {'; '.join(problems)}. "
+                    f"PoseAugHook: {what} looks wrong: {'; '.join(words)}. "
                     "print(hook.check_batch(inputs_2d, inputs_3d, camera)) shows the figures."
                 )
 

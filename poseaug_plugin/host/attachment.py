@@ -128,10 +128,12 @@ def check_optimizer(optimizer: Optimizer, estimator: nn.Module) -> None:
 
 
 class Reminders:
-    """Warns, once each, where the hook's batches come to nothing."""
+    """Warns, once each, where the hook's batches come to nothing or should not be augmented."""
 
     def __init__(self, names_optimizer: bool) -> None:
-        self._names_optimizer = names_optimizer
+        self._expected = "an optimizer with the estimator's parameters"
+        if names_optimizer:
+            self._expected = "the optimizer that the hook was given"
         self.without_update = 0  # batches since an optimizer has stepped
         self._too_small, self._has_evaluated = 0, False
 
@@ -141,8 +143,7 @@ class Reminders:
             self._has_evaluated = True
             warn(
                 "PoseAugHook.augment was called while the estimator is in eval mode and gradients "
-                "are off. Evaluate on batches as they are: leave augment out there, or use "
-                "hook.paused()."
+                "are off. To evaluate, leave augment out there, or use hook.paused()."
             )
 
     def too_small(self, size: int, share: float) -> None:
@@ -159,16 +160,9 @@ class Reminders:
         self._too_small = 0
         self.without_update += 1
         if self.without_update == _PATIENCE:
-            what = (
-                "no optimizer with the estimator's parameters has stepped. Is the optimizer a "
-                "torch.optim.Optimizer? If not,"
-            )
-            if self._names_optimizer:
-                what = (
-                    "the optimizer that the hook was given has not stepped. Does another one step "
-                    "in its place? Leave it out, and any with the estimator's parameters counts; or"
-                )
             warn(
-                f"PoseAugHook: {_PATIENCE} batches were augmented and {what} call hook.step() "
-                "right before its step()."
+                f"PoseAugHook: {_PATIENCE} batches were augmented and {self._expected} has not "
+                "stepped. Does another one step in its place? Leave the argument out, and any with "
+                "the estimator's parameters counts. Is it no torch.optim.Optimizer? Then call "
+                "hook.step() right before its step()."
             )

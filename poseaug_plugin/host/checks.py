@@ -278,10 +278,9 @@ def knees_forward_share(joints: Tensor, skeleton: Skeleton) -> float:
 
 def upright_share(joints: Tensor, skeleton: Skeleton) -> float:
     """Of poses, the share whose other joints are above the legs' ends; NaN without legs."""
-    parts = dict(skeleton.part_joints)
-    legs = [parts[name] for name in ("left_leg", "right_leg") if name in parts]
+    legs = [part for name, part in skeleton.part_joints if name.endswith("_leg")]
     above = [j for j in range(skeleton.num_joints) if not any(j in leg for leg in legs)]
     if not legs or not above:
         return torch.nan
-    height = joints[..., [leg[-1] for leg in legs], 1].mean(-1) - joints[..., above, 1].mean(-1)
-    return (height > 0).float().mean().item()
+    feet = joints[..., [leg[-1] for leg in legs], 1]
+    return (feet.mean(-1) > joints[..., above, 1].mean(-1)).float().mean().item()

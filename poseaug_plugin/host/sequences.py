@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..augment.transforms import evenly_spaced, middle_frame
+from ..augment.transforms import middle_frame
 from ..body.camera import project_points
 from ..body.poses import CanonicalBatch, CanonicalPoses, canonical_batch
 from ..body.skeleton import Skeleton
@@ -131,12 +131,6 @@ class PoseWindows:
             intrinsics = torch.where(flip[:, None], intrinsics * self.mirrored_camera, intrinsics)
         usable = torch.ones(count, dtype=torch.bool, device=device)
         return CanonicalBatch(joints, project_points(joints, intrinsics), intrinsics, usable)
-
-    def some(self) -> CanonicalPoses:
-        """Frames spread over all sequences, and their projections."""
-        joints, intrinsics = evenly_spaced((self.joints, self.intrinsics), len(self.joints), 512)
-        joints = joints.unsqueeze(1)
-        return CanonicalPoses(joints, project_points(joints, intrinsics), intrinsics)
 
     def has_other_cameras(self, poses: CanonicalPoses) -> bool:
         """Whether most frames that a batch shares with the sequences have another camera here."""

@@ -27,7 +27,7 @@ def test_hundred_batches_without_a_step_of_the_named_optimizer_are_warned_of() -
     for _ in range(99):
         augmented(hook, batch)
         another.step()
-    with pytest.warns(PoseAugWarning, match=r"the hook was given has not stepped.*Leave it out"):
+    with pytest.warns(PoseAugWarning, match=r"the hook was given has not stepped.*Leave the arg"):
         augmented(hook, batch)
 
 
