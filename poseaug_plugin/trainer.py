@@ -207,7 +207,8 @@ class Trainer:
     @contextmanager
     def _all_or_nothing(self) -> Iterator[list[int]]:
         """Put back what an update changes where anything stops it; gives how full the pools are."""
-        count, losses, stream = self.num_updates, self.losses, self.generator.get_state()
+        count, losses = self.num_updates, self.losses
+        stream = self.generator.get_state() if self.pools else None  # else nothing is drawn
         fills = [len(pool) for pool in self.pools.values()]
         changing = len(self._changing) if self.learns_next else 1
         if self.learns_next:
@@ -221,7 +222,8 @@ class Trainer:
                 torch._foreach_copy_(self._changing[:changing], self._before[:changing])
             for pool, fill in zip(self.pools.values(), fills, strict=True):
                 pool.set_extra_state(fill)
-            self.generator.set_state(stream)
+            if stream is not None:
+                self.generator.set_state(stream)
             self.num_updates, self.losses = count, losses
             raise
 
