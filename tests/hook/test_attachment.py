@@ -418,3 +418,30 @@ def test_an_estimator_with_a_hook_is_exported(strict: bool) -> None:
     assert torch.allclose(made, estimator(batch.inputs_2d))
     train(hook, estimator, adam(estimator), stream(1))
     assert hook.diagnostics().updates == 1
+
+
+def test_other_threads_keep_their_default_dtype() -> None:
+    seen: set[torch.dtype] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            seen.add(torch.get_default_dtype())
+            seen.add(torch.zeros(1).dtype)
+
+    torch.set_default_dtype(torch.float64)
+    thread = threading.Thread(target=look)
+    try:
+        thread.start()
+        estimator = make_lifter().double()
+        hook = make_hook(estimator)
+        batches = [tuple(x.double() for x in batch) for batch in stream(20)]
+        train(hook, estimator, adam(estimator), batches)
+        modules = hook.state_dict()["training"]["modules"].values()
+        types = {x.dtype for x in modules if isinstance(x, Tensor) and x.is_floating_point()}
+    finally:
+        over.set()
+        thread.join()
+        torch.set_default_dtype(torch.float32)
+    assert seen == {torch.float64}
+    assert types == {torch.float32}
