@@ -25,6 +25,7 @@ from shared import checkpoints
 from shared.domains import Batches, read_domains, training_data
 from shared.models import SingleFrame
 from shared.report import format_table, of_hook, read_results, write_results
+from shared.training import positive
 from tqdm import tqdm
 
 from poseaug_plugin import PoseAugHook, Spread, metrics
@@ -166,8 +167,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=int, help="default: 16, or 20 with --data and --h36m")
-    parser.add_argument("--batch", type=int, help="default: 256, or 512 with --data and --h36m")
+    parser.add_argument("--epochs", type=positive, help="16; 20 with --data or --h36m")
+    parser.add_argument("--batch", type=positive, help="256; 512 with --data or --h36m")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --out")
     parser.add_argument("--stop-after", type=int, help="stop each run after this many epochs")

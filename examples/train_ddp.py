@@ -19,6 +19,7 @@ from estimators import SimpleBaseline
 from shared import checkpoints
 from shared.domains import read_domains, training_data
 from shared.models import SingleFrame
+from shared.training import positive
 from torch import nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 from tqdm import tqdm
@@ -31,8 +32,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with source_cmu, target_bandai, cameras")
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/ddp.pt"))
-    parser.add_argument("--epochs", type=int, default=10, help="in all, resumed ones included")
-    parser.add_argument("--batch", type=int, default=256, help="of one process")
+    parser.add_argument("--epochs", type=positive, default=10, help="in all, resumed ones included")
+    parser.add_argument("--batch", type=positive, default=256, help="of one process")
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--smoke", action="store_true", help="the whole path in seconds")

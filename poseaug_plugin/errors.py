@@ -36,7 +36,9 @@ def check_number(
     if isinstance(value, kind) and not isinstance(value, bool):
         with suppress(OverflowError):  # a whole number may be larger than any float
             number = float(value)
-            if math.isfinite(number) and low <= number <= high:
+            # Torch holds no larger whole numbers.
+            fits = math.isfinite(number) if isinstance(value, float) else abs(number) < 2**63
+            if fits and low <= number <= high:
                 return
     limits = "" if low == -math.inf else f", at least {low:g}"
     if math.isfinite(high):

@@ -12,6 +12,7 @@ from torch.utils.data import get_worker_info
 
 from .augment.policy import Operation, Spread
 from .augment.transforms import AugmentedBatch, Policy, middle_frame
+from .body.poses import CanonicalPoses
 from .body.presets import find_skeleton
 from .body.skeleton import Skeleton
 from .errors import PoseAugError, check_flag, check_number, warn
@@ -20,7 +21,7 @@ from .feedback.target import TargetKeypoints
 from .host import attachment
 from .host.adapter import Adapter, HostBatch, HostPoses, PoseAdapter, mix, mix_cameras, one_each
 from .host.checks import BatchReport, check_batch, infer_skeleton
-from .host.sequences import PoseSource
+from .host.sequences import PoseSource, PoseWindows
 from .options import DefaultPreset, Options, Preset, RandomPreset, Surroundings, UpdateContext
 from .reference.recipes import Paper, Released
 from .runtime.checkpoint import as_state, from_state
@@ -141,7 +142,7 @@ class PoseAugHook:
             raise PoseAugError("optimizer has no effect with auto_step=False; leave it out.")
         self.skeleton = None if skeleton is None else find_skeleton(skeleton)
         self.adapter: Adapter = adapter if adapter is not None else PoseAdapter()
-        self.enabled = True
+        self.enabled, self._id = True, id(self)
         self._estimator, self._optimizer, self._seed = estimator, optimizer, seed
         self._ranks, self._source = Ranks.of(estimator), source
         if self._ranks is not None and skeleton is None:
@@ -155,8 +156,9 @@ class PoseAugHook:
         self._pending: _Pending | None = None
         # With several processes also where nothing is pending: the others may have something.
         self._owes_update = False
+        self._stepping: Optimizer | None = None  # in whose step an update was made already
         self._observer = PredictionObserver()
-        self._reminders = attachment.Reminders(optimizer is not None)
+        self._reminders, self._has_looked = attachment.Reminders(optimizer is not None), False
         on_forward = attachment.InertCallback(self, PoseAugHook._on_forward)
         self._handle = estimator.register_forward_hook(on_forward, with_kwargs=True)
         self._is_attached = True
@@ -208,10 +210,11 @@ class PoseAugHook:
 
     def _augmented(self, trainer: Trainer, given: HostBatch, return_camera: bool) -> HostBatch:
         augmenter, skeleton, size = trainer.augmenter, trainer.skeleton, len(given.inputs_3d)
-        if augmenter.count_of(size) < 2:
+        if augmenter.count_of(size) < 2 or trainer.is_broken:
             self._forget()
             self._owes_update = self._ranks is not None
-            self._reminders.too_small(size, augmenter.share)
+            if not trainer.is_broken:
+                self._reminders.too_small(size, augmenter.share)
             return given
         with torch.no_grad(), library_defaults(given.inputs_3d.device):
             keeps_cameras = not return_camera or given.camera is None
@@ -220,10 +223,14 @@ class PoseAugHook:
             replaced = HostPoses(*(x.detach().index_select(0, sources) for x in given[:2]))
             made = self.adapter.encode(batch.joints, batch.keypoints, replaced, skeleton)
             made_2d, made_3d = made
+            for poses in made:
+                if poses.dtype == torch.float16:  # which may have no room for them
+                    fits = poses.isfinite().flatten(1).all(1)
+                    batch = batch._replace(accepted=batch.accepted & fits)
             how = sources, batch.accepted, augmenter.appends
             inputs_2d = mix(given.inputs_2d, made_2d, *how)
             inputs_3d = mix(given.inputs_3d, made_3d, *how)
-        self._reminders.augmented(batch.batch.usable)
+        self._reminders.augmented()
         self._pending, self._owes_update = _Pending(batch, replaced), True
         self._observer.expect(inputs_2d if trainer.learns_next else None)
         camera = mix_cameras(given.camera, batch.intrinsics, *how) if return_camera else None
@@ -249,7 +256,8 @@ class PoseAugHook:
         by hand before ``optimizer.step()``. Does nothing where there is nothing new. Where
         something fails, it raises RuntimeError; the estimator's weights are as they were.
         """
-        self._train(skip=None)
+        if self._stepping is None:
+            self._train(skip=None)
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -298,8 +306,9 @@ class PoseAugHook:
         self._refuse_misfits("check_batch", *given)
         skeleton = self.skeleton or infer_skeleton(self.adapter, *given, "check_batch")
         target_frame = middle_frame if self._source is None else self._source.target_frame
-        poses = self.adapter.decode(*given, skeleton)
-        return check_batch(poses, skeleton, camera is not None, target_frame)
+        with library_defaults(inputs_3d.device):
+            poses = self.adapter.decode(*given, skeleton)
+            return check_batch(poses, skeleton, camera is not None, target_frame)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during training, as tensors and plain values.
@@ -351,7 +360,7 @@ class PoseAugHook:
         count, known = 0, ""
         if self.skeleton is not None:
             count, known = self.skeleton.num_joints, f" for skeleton {self.skeleton.name!r}"
-        elif isinstance(inputs_3d, Tensor):
+        elif isinstance(inputs_3d, Tensor) and not inputs_3d.is_nested:
             count = self.adapter.num_joints(inputs_3d)
         problem = self.adapter.check(inputs_2d, inputs_3d, camera, count)
         if not problem and self._source is None and inputs_2d.dim() == inputs_3d.dim() == 4:
@@ -376,6 +385,15 @@ class PoseAugHook:
                 f"PoseAugHook.augment was called {place}, where nothing can be trained; call it in "
                 "the training loop."
             )
+        if self._id != id(self):
+            raise PoseAugError(
+                "PoseAugHook.augment: this hook is a copy, which no optimizer tells of its steps. "
+                "Build PoseAugHook(the copied estimator) and load the state_dict() of this one."
+            )
+        if not self._has_looked:
+            attachment.check_estimator(self._estimator)  # what it was wrapped in since
+        if not self._estimator.training and not torch.is_grad_enabled():
+            self._reminders.evaluating()
         count = self._refuse_misfits("augment", inputs_2d, inputs_3d, camera)
         known = self._trainer
         home = attachment.device_of(self._estimator) if known is None else known.generator.device
@@ -384,15 +402,42 @@ class PoseAugHook:
                 f"PoseAugHook.augment: the batch must be on {home}, where the estimator was when "
                 f"the hook's networks were made, got {inputs_3d.device}."
             )
-        if known is not None:
-            return known
-        skeleton = infer_skeleton(self.adapter, inputs_2d, inputs_3d, camera)
-        warn(
-            f"PoseAugHook: took skeleton={skeleton.name!r} for poses with {count} joints; pass it "
-            "to be sure and to silence this."
-        )
-        self._trainer, self.skeleton = self._make_trainer(skeleton), skeleton
-        return self._trainer
+        skeleton = self.skeleton or infer_skeleton(self.adapter, inputs_2d, inputs_3d, camera)
+        report = None
+        if not self._has_looked and len(inputs_3d):
+            report = self.check_batch(inputs_2d, inputs_3d, camera)
+        if report is not None and report.focal_length <= 0:
+            raise PoseAugError(f"PoseAugHook.augment: {report.problems[0]}.")
+        if known is None:
+            warn(
+                f"PoseAugHook: took skeleton={skeleton.name!r} for poses with {count} joints; pass "
+                "it to be sure and to silence this."
+            )
+            known = self._trainer = self._make_trainer(skeleton)
+            self.skeleton = skeleton
+        if report is not None:
+            self._tell(HostBatch(inputs_2d, inputs_3d, camera), known, report.problems)
+        return known
+
+    def _tell(self, given: HostBatch, trainer: Trainer, problems: tuple[str, ...]) -> None:
+        """Warn, once, of what looks wrong with the first batch and with the source."""
+        self._has_looked = True
+        found, windows = {"the first batch": problems}, trainer.augmenter.windows
+        device = given.inputs_3d.device
+        if isinstance(windows, PoseWindows):
+            with library_defaults(device):
+                sample = CanonicalPoses(*windows.sample(512, 1, torch.Generator(device))[:3])
+                report = check_batch(sample, trainer.skeleton, True, middle_frame)
+                poses = self.adapter.decode(*given, trainer.skeleton)
+            found["source"] = report.problems
+            if given.camera is not None and windows.has_other_cameras(poses):
+                found["source"] += ("its cameras are not the batch's: are they in order?",)
+        for what, words in found.items():
+            if words:
+                warn(
+                    f"PoseAugHook: {what} looks wrong: {'; '.join(words)}. "
+                    "print(hook.check_batch(inputs_2d, inputs_3d, camera)) shows the figures."
+                )
 
     def _forget(self) -> None:
         self._pending, self._owes_update = None, False
@@ -402,16 +447,20 @@ class PoseAugHook:
         if self._is_on:
             self._observer.on_forward(*call)
 
-    def _on_optimizer_step(self, optimizer: Optimizer) -> None:
+    def _on_optimizer_step(self, optimizer: Optimizer, is_over: bool) -> None:
         """Train, if this is the estimator's optimizer; called before and after every step."""
+        has_learned, self._stepping = is_over and self._stepping is optimizer, None
         if not self._owes_update:
             return
+        if has_learned:
+            return self._forget()  # what the step's closure has augmented since
         own = self._optimizer
         if own is None and attachment.holds_parameters(optimizer, self._estimator):
             own = optimizer
         if optimizer is own:
             # With a fused optimizer, GradScaler lets the step happen and has the device undo it.
             self._train(skip=getattr(optimizer, "found_inf", None))
+            self._stepping = None if is_over else optimizer
 
     def _train(self, skip: Tensor | None) -> None:
         pending, is_due = self._pending, self._owes_update

@@ -1,6 +1,7 @@
 """`Trainer`: trains the networks of a `Training` on augmented batches, phase by phase."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from .augment.augmenter import Augmenter, Windows
 from .augment.policy import AugmentationPolicy, RandomPolicy
 from .augment.transforms import AugmentedBatch, GeneratedPoses
 from .body.poses import CanonicalPoses
+from .errors import warn
 from .feedback.controller import observed_errors
 from .feedback.target import ClosedLoop
 from .host.adapter import HostPoses
@@ -24,6 +26,7 @@ from .runtime.monitor import Diagnostics, Monitor
 from .runtime.optimizer import GuardedAdam
 from .runtime.recorder import Recorder
 
+_PATIENCE = 8  # updates that left a network out, after which weights are looked at
 _FEEDBACK = "feedback"  # among gradients: the figures that the controller needs
 
 
@@ -125,9 +128,17 @@ class Trainer:
         self._statistics = [b for b in saved_buffers(self.policy) if b.is_floating_point()]
         names = [*(p.name for p in self.phases), *(f"policy/{t.name}" for t in training.terms)]
         self.losses = dict.fromkeys(names, torch.full((), torch.nan, device=device))
+        # What an update changes, the counts in front, and what it was before.
+        state = self._modules().state_dict().values()
+        everything = [x for x in state if isinstance(x, Tensor) and x.numel()]
+        self._changing = [self.monitor.counts, *everything]
+        self._before = [x.clone() for x in self._changing]
+        # The counts as they were lately, which the host reads without waiting.
+        self._lately = torch.zeros(2, dtype=torch.int64, pin_memory=device.type == "cuda")
+        self._skipped = self._lately.numpy()[1:]
+        self._patience, self.is_broken = _PATIENCE, False
         if ranks is not None:
-            state = self._modules().state_dict().values()
-            ranks.broadcast([x for x in state if isinstance(x, Tensor) and x.numel()])
+            ranks.broadcast(everything)
 
     def augment(self, poses: CanonicalPoses, keeps_cameras: bool = True) -> AugmentedBatch:
         """Augment poses, and keep what the next update reads."""
@@ -145,61 +156,126 @@ class Trainer:
         skip: Tensor | None = None,  # not zero where the user's step is undone: no weights change
         context: UpdateContext | None = None,  # for published recipes
     ) -> None:
-        """One update of every network that is due: the policy first, then critics."""
-        if batch is not None:
-            self.monitor.count(~batch.batch.usable)
-        if self.closed_loop is not None and self.closed_loop.is_due(self.num_updates):
-            self._close_loop(self.closed_loop, batch, context)
-        if not self.learns_next:
+        """One update of every network that is due, policy first; all of it, or nothing."""
+        failure: Exception | None = None  # on this rank alone; it then learns from the others
+        with self._all_or_nothing() as fills:
+            if batch is not None:
+                self.monitor.count(~batch.batch.usable)
+            if self._asks and self.closed_loop is not None:
+                failure = self._close(self.closed_loop, batch, context)
+            if not self.learns_next:
+                self.num_updates += 1
+                if failure is not None:
+                    raise failure
+                return
+            due = tuple(p.name for p in self.phases if self.num_updates % p.interval == 0)
+            # A published recipe asks somebody else's network, and changes: it cannot be replayed.
+            # Nor can a pool that fills up: how full it is is Python's.
+            sizes = zip(fills, self.pools.values(), strict=True)
+            are_settled = all(fill in (0, pool.capacity) for fill, pool in sizes)
+            repeats = self._before_update is None and are_settled
+            call: Callable[..., Any] = self.recorder.call if repeats else lambda f, *args: f(*args)
+            gradients: dict[str, WeightedGradients] = {}
+            readings: dict[str, Tensor] | None = None
+            try:
+                if self._before_update is not None and context is not None:
+                    self._before_update(context)
+                if batch is not None:
+                    gradients, losses, readings = call(self._learn, batch, predicted, due)
+                    self.losses = self.losses | losses
+            except Exception as problem:
+                if self.ranks is None:
+                    raise
+                failure = problem  # the others wait for this rank
+            if self.ranks is not None and (everyones := self._nothing_learned(due)):
+                # The same networks on every rank, whoever has something for them.
+                everyones |= gradients
+                averaged = self.ranks.average(list(everyones.values()), self._statistics)
+                gradients = dict(zip(everyones, averaged, strict=True))
+            # With what is due and for how many, though it does not read it: so it is recorded no
+            # sooner than what its gradients come from, and can take them where they are.
+            size = 0 if batch is None else batch.joints.shape[0]
+            call(self._apply, gradients, skip, readings, (*due, size))
             self.num_updates += 1
-            return
-        if self._before_update is not None and context is not None:
-            self._before_update(context)
-        due = tuple(p.name for p in self.phases if self.num_updates % p.interval == 0)
-        # A published recipe asks somebody else's network, and changes: it cannot be replayed. Nor
-        # can a pool that fills up: how full it is is Python's.
-        are_settled = all(len(pool) in (0, pool.capacity) for pool in self.pools.values())
-        repeats = self._before_update is None and are_settled
-        call: Callable[..., Any] = self.recorder.call if repeats else lambda f, *args: f(*args)
-        gradients: dict[str, WeightedGradients] = {}
-        readings = None
-        if batch is not None:
-            gradients, losses, readings = call(self._learn, batch, predicted, due)
-            self.losses = self.losses | losses
-        if self.ranks is not None and (everyones := self._nothing_learned(due)):
-            # The same networks on every rank, whoever has something for them.
-            everyones |= gradients
-            averaged = self.ranks.average(list(everyones.values()), self._statistics)
-            gradients = dict(zip(everyones, averaged, strict=True))
-        # With what is due and for how many, though it does not read it: so it is recorded no sooner
-        # than what its gradients come from, and can take them where they are.
-        size = 0 if batch is None else batch.joints.shape[0]
-        call(self._apply, gradients, skip, readings, (*due, size))
-        self.num_updates += 1
+        self._lately.copy_(self.monitor.counts, non_blocking=True)
+        if self._skipped[0] >= self._patience:
+            self._look_at_weights()
+        if failure is not None:
+            raise failure
 
-    def _close_loop(
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[list[int]]:
+        """Put back what an update changes where anything stops it; gives how full the pools are."""
+        count, losses = self.num_updates, self.losses
+        asks = self._asks
+        # Else nothing is drawn.
+        stream = self.generator.get_state() if self.pools or asks else None
+        fills = [len(pool) for pool in self.pools.values()]
+        changing = len(self._changing) if self.learns_next or asks else 1
+        if changing > 1:
+            self.recorder.call(self._keep)
+        else:
+            self._before[0].copy_(self.monitor.counts)
+        try:
+            yield fills
+        except BaseException:  # an interrupt too
+            with torch.no_grad():
+                torch._foreach_copy_(self._changing[:changing], self._before[:changing])
+            for pool, fill in zip(self.pools.values(), fills, strict=True):
+                pool.set_extra_state(fill)
+            if stream is not None:
+                self.generator.set_state(stream)
+            self.num_updates, self.losses = count, losses
+            raise
+
+    def _keep(self) -> None:
+        with torch.no_grad():
+            torch._foreach_copy_(self._before, self._changing)
+
+    def _look_at_weights(self) -> None:
+        """Warn of networks that will never learn again; asked seldom, since it waits."""
+        self._patience = 2 * int(self._skipped[0])
+        parameters = {phase.name: phase.network.parameters() for phase in self.phases}
+        broken = [n for n, own in parameters.items() if not all(x.isfinite().all() for x in own)]
+        if broken and not self.is_broken:
+            self.is_broken = True
+            warn(
+                f"PoseAugHook: weights of {', '.join(broken)} are not finite and will not recover, "
+                "so training goes on without augmentation. Load an earlier state_dict() into the "
+                "hook, or build another."
+            )
+
+    @property
+    def _asks(self) -> bool:
+        """Whether the next update asks the estimator about the target."""
+        return self.closed_loop is not None and self.closed_loop.is_due(self.num_updates)
+
+    def _close(
         self, loop: ClosedLoop, batch: AugmentedBatch | None, context: UpdateContext | None
-    ) -> None:
-        """Ask the estimator about the target; every rank about other frames of it."""
+    ) -> Exception | None:
+        """Ask about the target, every rank about other frames; gives what failed on this rank."""
+        answers, failure = None, None
+        try:
+            if batch is not None and context is not None and context.host is not None:
+                one = batch.batch.joints, *context.host  # any sample: of the format
 
-        def ask(keypoints: Tensor) -> Tensor:
-            assert batch is not None
-            assert context is not None
-            assert context.host is not None
-            one = batch.batch.joints, *context.host  # any sample: of the format
-            joints, *host = (x[:1].expand(len(keypoints), *x.shape[1:]) for x in one)
-            around = self._surroundings
-            poses = around.adapter.encode(joints, keypoints, HostPoses(*host), self.skeleton)
-            return around.ask(poses, context.defaults)
+                def ask(keypoints: Tensor) -> Tensor:
+                    joints, *host = (x[:1].expand(len(keypoints), *x.shape[1:]) for x in one)
+                    around, like = self._surroundings, HostPoses(*host)
+                    poses = around.adapter.encode(joints, keypoints, like, self.skeleton)
+                    return around.ask(poses, context.defaults)
 
-        def average(figures: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+                answers = loop.look(ask, batch.batch, batch.target, self.generator)
+        except Exception as problem:
             if self.ranks is None:
-                return figures, weight
+                raise
+            failure = problem  # the others wait for this rank
+        figures, weight = loop.figures(answers)
+        if self.ranks is not None:
             ((means, weight),) = self.ranks.average([WeightedGradients([figures], weight)], [])
-            return means[0], weight
-
-        originals, target = (None, 0) if batch is None else (batch.batch, batch.target)
-        loop.learn(ask, originals, target, self.generator, average)
+            figures = means[0]
+        loop.take(figures, weight, answers)
+        return failure
 
     def _learn(
         self, batch: AugmentedBatch, predicted: Tensor | None, due: tuple[str, ...]
@@ -296,6 +372,7 @@ class Trainer:
         modules = self._modules()
         check_modules(state["modules"], modules)
         modules.load_state_dict(state["modules"])
+        self._patience, self.is_broken = int(self.monitor.counts[1]) + _PATIENCE, False
         self.num_updates = state["num_updates"]
         generator = state["generator"].cpu()
         is_first = self.ranks is None or self.ranks.rank == 0

@@ -387,6 +387,7 @@ def test_no_kind_of_update_waits_for_the_device(name: str) -> None:
     steps_without_sync(**UPDATES[name])
 
 
+@pytest.mark.filterwarnings("ignore:PoseAugHook. the first batch looks wrong")
 @pytest.mark.parametrize("kind", ["zeroed", "one frame of more"])
 def test_other_formats_never_wait_for_the_device(kind: str) -> None:
     estimator = make_lifter(frames=3)

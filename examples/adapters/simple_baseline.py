@@ -21,7 +21,7 @@ from poseaug_plugin import (
     solve_root,
 )
 from poseaug_plugin.body.camera import image_coordinates
-from poseaug_plugin.host.adapter import batch_intrinsics, camera_problem
+from poseaug_plugin.host.adapter import batch_intrinsics, camera_problem, tensor_problem
 
 JOINTS = 17
 NECK = 9  # neck/nose: in the targets but not in the inputs
@@ -71,9 +71,8 @@ class SimpleBaselineAdapter:
         """Shapes, dtypes and devices."""
         batch_size = inputs_3d.shape[0] if isinstance(inputs_3d, Tensor) else 0
         for name, tensor, channels in (("inputs_3d", inputs_3d, 3), ("inputs_2d", inputs_2d, 2)):
-            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-                kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-                return f"{name} must be a floating-point tensor, got {kind}"
+            if problem := tensor_problem(name, tensor):
+                return problem
             size = channels * (JOINTS - 1)
             if tensor.shape != (batch_size, size):
                 return (

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -80,6 +81,7 @@ def count() -> dict[str, Calls]:
     hook = PoseAugHook(estimator, skeleton="h36m_17")
     camera = torch.tensor([2.29, 2.29, *[0.0] * 7]).expand(64, 9)
     found: list[dict[str, Calls]] = []
+    warnings.filterwarnings("ignore", "PoseAugHook: the first batch")  # these are no bodies
     for _ in range(WARM_UP + MEASURED):
         joints = 0.3 * torch.randn(64, 1, 17, 3, generator=generator)
         joints[:, :, 0] = torch.tensor([0.0, 0.0, 5.0])

@@ -37,6 +37,7 @@ from poseaug_plugin import (
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from shared.files import write_whole
 from shared.mocap import demo_cameras, pairs
 from shared.models import build
 from shared.motion import source_motion
@@ -384,7 +385,8 @@ def main() -> None:
         for row in made:
             print(json.dumps(row), file=sys.stderr, flush=True)
         if arguments.json:
-            arguments.json.write_text(json.dumps({"steps": rows}, indent=1) + "\n")
+            text = json.dumps({"steps": rows}, indent=1) + "\n"
+            write_whole(arguments.json, lambda partial, text=text: partial.write_text(text))
     print(format_steps(rows))
 
 

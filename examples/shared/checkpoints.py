@@ -8,18 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .files import FileError, write_whole
+
 
 def save(state: dict[str, Any], path: Path) -> None:
     """Write in one move: after an interruption the old file is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    torch.save(state, partial)
-    partial.replace(path)
+    write_whole(path, lambda partial: torch.save(state, partial))
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read what `save` wrote."""
-    return torch.load(path, weights_only=True, map_location="cpu")
+    """Read what `save` wrote; `FileError` for anything else."""
+    try:
+        return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as problem:  # what is no checkpoint can raise anything
+        first = str(problem).split("\n")[0]
+        raise FileError(
+            f"{path}: expected a checkpoint of this script ({type(problem).__name__}: {first}). "
+            "Leave --resume out to start anew."
+        ) from None
 
 
 def states(order: torch.Generator, **parts: Any) -> dict[str, Any]:

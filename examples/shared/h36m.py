@@ -18,6 +18,7 @@ import numpy as np
 
 from poseaug_plugin import SKELETONS
 
+from .files import FileError, read_archive
 from .mocap import (
     H36M_USED,
     Camera,
@@ -159,10 +160,15 @@ def read_recordings(
         ValueError: The 2D file has another number of joints or cameras, or too few frames.
     """
     motion = read_h36m(folder / POSES)
-    with np.load(folder / KEYPOINTS.format(keypoints), allow_pickle=True) as file:
-        seen = file["positions_2d"].item()
+    seen = read_archive(folder / KEYPOINTS.format(keypoints), "positions_2d")
     recordings = []
     for subject in subjects:
+        for name, content in ((POSES, motion), (KEYPOINTS.format(keypoints), seen)):
+            if subject not in content or set(motion.get(subject, ())) - set(content[subject]):
+                raise FileError(
+                    f"{folder / name}: expected all clips of {subject}, received subjects "
+                    f"{', '.join(map(str, content))}. Make both files again (docs/examples.md)."
+                )
         for take, world in motion[subject].items():
             world = with_joints(world, joints)
             for camera, pixels in zip(cameras_of(subject), seen[subject][take], strict=True):

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from .files import FileError, read_archive
+
 Array: TypeAlias = NDArray[np.float64]
 Numbers: TypeAlias = Sequence[float]
 Joints: TypeAlias = NDArray[np.float32]
@@ -134,15 +136,28 @@ def pairs(
 def read_motion(path: str | Path) -> Motion:
     """Read subject -> clip -> (T, J, 3) from an .npz with a `positions_3d` dictionary.
 
-    Such a file holds pickled objects: open only files that you trust.
+    Raises:
+        FileError: It is not such a file, or has no number that is finite.
     """
-    with np.load(path, allow_pickle=True) as file:
-        return file["positions_3d"].item()
+    motion = read_archive(Path(path), "positions_3d")
+    try:
+        clips = [clip for clips in motion.values() for clip in clips.values()]
+        usable = bool(clips) and all(x.ndim == 3 and np.isfinite(x).any() for x in clips)
+    except (AttributeError, TypeError):
+        usable = False
+    if not usable:
+        raise FileError(
+            f"{path}: expected finite positions_3d by subject and clip, (frames, joints, 3) each. "
+            "Make it again (docs/examples.md)."
+        )
+    return motion
 
 
 def read_h36m(path: str | Path) -> Motion:
     """Read VideoPose3D's data_3d_h36m.npz: subject -> action -> world joints (T, 17, 3)."""
     motion = read_motion(path)
+    if any(clip.shape[1] <= max(H36M_USED) for clips in motion.values() for clip in clips.values()):
+        raise FileError(f"{path}: expected Human3.6M's 32 joints. Is it another data set's file?")
     return {s: {name: clip[:, H36M_USED] for name, clip in motion[s].items()} for s in motion}
 
 
@@ -153,7 +168,16 @@ def lens_from_pixels(focal: Numbers, centre: Numbers, distortion: Numbers, w: in
 
 def read_cameras(path: str | Path) -> Rigs:
     """Read a .json file with `centre` and the camera lists `source` and `target`, in pixels."""
-    content: dict[str, Any] = json.loads(Path(path).read_text())
+    try:
+        return _rigs(json.loads(Path(path).read_text()))
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as problem:
+        raise FileError(
+            f"{path}: expected cameras of the rooms source and target "
+            f"({type(problem).__name__}: {problem}). Make it again (docs/examples.md)."
+        ) from None
+
+
+def _rigs(content: dict[str, Any]) -> Rigs:
     cameras: dict[str, list[Camera]] = {"source": [], "target": []}
     for domain, rig in cameras.items():
         for c in content[domain]:

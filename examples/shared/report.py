@@ -19,6 +19,8 @@ from typing import Any
 
 from poseaug_plugin import AugmentationPolicy, PoseAugHook
 
+from .files import FileError, write_whole
+
 Result = dict[str, Any]
 
 _FACTORS = "pitch, roll, limb angle, bone angle, bone length: times"
@@ -26,14 +28,15 @@ _FACTORS = "pitch, roll, limb angle, bone angle, bone length: times"
 
 def read_results(path: Path) -> list[Result]:
     """Read the runs of a results file; an empty list where there is none."""
-    return json.loads(path.read_text()) if path.exists() else []
+    try:
+        return json.loads(path.read_text()) if path.exists() else []
+    except ValueError as problem:
+        raise FileError(f"{path}: expected results as JSON ({problem}). Remove it.") from None
 
 
 def write_results(path: Path, results: list[Result]) -> None:
     """Replace a results file in one move: after an interruption the old one is whole."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(results, indent=1) + "\n")
-    partial.replace(path)
+    write_whole(path, lambda partial: partial.write_text(json.dumps(results, indent=1) + "\n"))
 
 
 def of_hook(hook: PoseAugHook | None) -> Result:

@@ -17,6 +17,14 @@ from .mocap import TEST_SUBJECTS, TRAIN_SUBJECTS, Joints
 from .motion import source_motion
 
 
+def positive(text: str) -> int:
+    """A whole number of one or more, of the command line."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected 1 or more, got {number}")
+    return number
+
+
 def training_parser(
     name: str, documentation: str | None, **defaults: Any
 ) -> argparse.ArgumentParser:
@@ -32,9 +40,9 @@ def training_parser(
         "--data", type=Path, help="folder with data_3d_h36m.npz; without it, procedural motion"
     )
     parser.add_argument("--keypoints", default="gt", help="NAME of data_2d_h36m_NAME.npz")
-    parser.add_argument("--downsample", type=int, default=1, help="take every n-th frame")
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--downsample", type=positive, default=1, help="take every n-th frame")
+    parser.add_argument("--epochs", type=positive)
+    parser.add_argument("--batch-size", type=positive)
     parser.add_argument("--lr", type=float)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--checkpoint", type=Path, default=Path("runs") / name, help="folder")

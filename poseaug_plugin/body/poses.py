@@ -33,7 +33,7 @@ class CanonicalBatch(NamedTuple):
     joints: Tensor  # (B, T, J, 3) float32; or (B, 1, J, 3), where 3D of one frame alone is known
     keypoints: Tensor  # (B, T, J, 2) float32
     intrinsics: Tensor  # (B, 9) float32
-    usable: Tensor  # (B,) bool: finite and in front of the camera
+    usable: Tensor  # (B,) bool: finite, in front of the camera, with a focal length
 
 
 def canonical_batch(poses: CanonicalPoses) -> CanonicalBatch:
@@ -42,6 +42,7 @@ def canonical_batch(poses: CanonicalPoses) -> CanonicalBatch:
     # A sum is finite where every number is.
     sums = joints.sum((1, 2, 3)) + keypoints.sum((1, 2, 3)) + intrinsics.sum(1)
     usable = (sums.abs() < torch.inf) & (joints[..., 2].amin((1, 2)) > Z_NEAR)
+    usable = usable & (intrinsics[:, :2].amin(1) > 0)
     if placed is not None:
         usable = usable & placed
     keep, device = usable.view(-1, 1, 1, 1), joints.device

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -186,6 +186,15 @@ def _per_frame(camera: Any, lengths: Tensor) -> Tensor:
     return rows.expand(frames, 9)
 
 
+class Answers(NamedTuple):
+    """An estimator's answers about the target, in runs of frames out of one sequence each."""
+
+    lengths: Tensor  # (2, groups): bone lengths there / those of training; and these, metres
+    joints: Tensor  # (N, T, J, 3) of `on_their_rays`
+    intrinsics: Tensor  # (N, T, 9)
+    found: Tensor  # (N, T)
+
+
 def _run_length(frames: int) -> int:
     """How many frames of a sequence the answers are of, for windows of some frames."""
     return 1 if frames == 1 else 4 * frames
@@ -231,63 +240,69 @@ class ClosedLoop(nn.Module):
         return step >= 0 and round(self.first_update * _GROWTH**step) == num_updates
 
     @torch.no_grad()
-    def learn(
+    def look(
         self,
         ask: Callable[[Tensor], Tensor],
-        batch: CanonicalBatch | None,
+        batch: CanonicalBatch,
         target_frame: int,
         generator: torch.Generator,
-        average: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
-    ) -> None:
-        """Ask the estimator, and keep what its answers show.
+    ) -> Answers | None:
+        """Ask the estimator about the target; None where its answers show nothing.
 
         Args:
             ask: From keypoints (N, T, J, 2) to the estimator's poses (N, T or 1, J, 3), metres.
-            batch: A training batch before augmentation; None where only other processes have one.
+            batch: A training batch before augmentation.
             target_frame: Index of the frame that is lifted, where that is one of several.
             generator: The random stream.
-            average: Over processes, of figures and how many samples they are of.
         """
         skeleton, device = self.skeleton, generator.device
-        figures = torch.zeros(2, skeleton.num_bone_length_groups, device=device)
-        weight = figures.new_zeros(())
-        if batch is not None and batch.usable.any():
-            batch = CanonicalBatch(*(field[batch.usable] for field in batch))
-            frames = batch.keypoints.shape[1]
-            runs = self._runs(frames, generator)
-            camera = self._cameras(runs, batch.intrinsics)
-            everything, lifted = self.target.keypoints.to(device), slice(None)
-            windows = runs.reshape(-1, frames)
-            if frames > 1 and ask(everything[windows[:1]]).shape[1] == 1:
-                offsets = torch.arange(frames, device=device) - target_frame
-                windows = self._within_sequence(runs.reshape(-1, 1), offsets)
-                lifted = slice(target_frame, target_frame + 1)
-            size = len(batch.keypoints)
+        batch = CanonicalBatch(*(field[batch.usable] for field in batch))
+        size, frames = batch.keypoints.shape[:2]
+        if not size:
+            return None
+        runs = self._runs(frames, generator)
+        camera = self._cameras(runs, batch.intrinsics)
+        everything, lifted = self.target.keypoints.to(device), slice(None)
+        windows = runs.reshape(-1, frames)
+        if frames > 1 and ask(everything[windows[:1]]).shape[1] == 1:
+            offsets = torch.arange(frames, device=device) - target_frame
+            windows = self._within_sequence(runs.reshape(-1, 1), offsets)
+            lifted = slice(target_frame, target_frame + 1)
 
-            def seen(keypoints: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
-                answers = torch.cat([ask(part) for part in keypoints.split(size)]).flatten(0, 1)
-                keypoints = keypoints[:, lifted].flatten(0, 1)
-                intrinsics = intrinsics.repeat_interleave(len(keypoints) // len(intrinsics), 0)
-                return on_their_rays(root_relative(answers, skeleton), keypoints, intrinsics)
+        def seen(keypoints: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+            answers = torch.cat([ask(part) for part in keypoints.split(size)]).flatten(0, 1)
+            keypoints = keypoints[:, lifted].flatten(0, 1)
+            intrinsics = intrinsics.repeat_interleave(len(keypoints) // len(intrinsics), 0)
+            return on_their_rays(root_relative(answers, skeleton), keypoints, intrinsics)
 
-            theirs, found = seen(everything[windows], camera)
-            ours, known = seen(batch.keypoints, batch.intrinsics)
-            if min(int(found.sum()), int(known.sum())) >= _FEWEST_ANSWERS:
-                weight = found.sum().to(figures.dtype)
-                own = average_bone_lengths(batch.joints, skeleton).flatten(0, -2).median(0).values
-                there = lengths_across(theirs[found], skeleton)
-                figures = torch.stack([there / lengths_across(ours[known], skeleton), own]).log()
-        figures, total = average(figures, weight)
-        if total > 0:
-            ratios, own = figures.exp()
-            self._believe(ratios, own)
-            if weight > 0:
-                lengths = per_bone(own * self.ratios, skeleton)
-                theirs, found = (x.unflatten(0, runs.shape) for x in (theirs, found))
-                poses, change = with_lengths_on_rays(theirs, lengths, skeleton)
-                self._keep(_smooth(poses), camera, found.all(1) & (change < _CHANGE_BOUND))
-            self.asked += 1
-            _LOG.info("PoseAugHook: %s", self)
+        theirs, found = seen(everything[windows], camera)
+        ours, known = seen(batch.keypoints, batch.intrinsics)
+        if min(int(found.sum()), int(known.sum())) < _FEWEST_ANSWERS:
+            return None
+        own = average_bone_lengths(batch.joints, skeleton).flatten(0, -2).median(0).values
+        ratios = lengths_across(theirs[found], skeleton) / lengths_across(ours[known], skeleton)
+        theirs, camera = theirs.unflatten(0, runs.shape), camera.unflatten(0, runs.shape)
+        return Answers(torch.stack([ratios, own]), theirs, camera, found.unflatten(0, runs.shape))
+
+    def figures(self, answers: Answers | None) -> tuple[Tensor, Tensor]:
+        """What processes average, logarithms (2, groups), and of how many answers that is."""
+        if answers is None:
+            return torch.zeros_like(self.ratios).expand(2, -1), self.asked.new_zeros(())
+        return answers.lengths.log(), answers.found.sum().to(self.asked.dtype)
+
+    @torch.no_grad()
+    def take(self, figures: Tensor, weight: Tensor, answers: Answers | None) -> None:
+        """Take over averaged `figures`, and this process's answers; nothing of weight 0."""
+        if not weight:
+            return
+        ratios, own = figures.exp()
+        self._believe(ratios, own)
+        if answers is not None:
+            lengths = per_bone(own * self.ratios, self.skeleton)
+            poses, change = with_lengths_on_rays(answers.joints, lengths, self.skeleton)
+            self._keep(_smooth(poses), answers, answers.found.all(1) & (change < _CHANGE_BOUND))
+        self.asked += 1
+        _LOG.info("PoseAugHook: %s", self)
 
     def _believe(self, measured: Tensor, source: Tensor) -> None:
         """Take over bone length ratios (groups,), bounded, at the size that was guessed first."""
@@ -305,12 +320,11 @@ class ClosedLoop(nn.Module):
         ratios = measured * (self.size / size(measured))
         self.ratios.copy_(ratios.clamp(1 - _BODY_BOUND, 1 + _BODY_BOUND))
 
-    def _keep(self, poses: Tensor, camera: Tensor, is_known: Tensor) -> None:
-        """Keep runs (N, T, J, 3) and their frames' cameras (N * T, 9); known ones (N,) first."""
+    def _keep(self, poses: Tensor, answers: Answers, is_known: Tensor) -> None:
+        """Keep runs (N, T, J, 3) and their frames' cameras; those that are known (N,) first."""
         order = is_known.to(torch.uint8).argsort(descending=True, stable=True)
-        poses, camera = poses[order].flatten(0, 1), camera.unflatten(0, poses.shape[:2])[order]
-        self.poses[: len(poses)] = poses.nan_to_num()
-        self.intrinsics[: len(poses)] = camera.flatten(0, 1)
+        poses, camera = (x[order].flatten(0, 1) for x in (poses, answers.intrinsics))
+        self.poses[: len(poses)], self.intrinsics[: len(poses)] = poses.nan_to_num(), camera
         self.known.copy_(is_known.sum())
         self.share.copy_(is_known.float().mean())
 

@@ -15,6 +15,9 @@ from ..body.poses import DEFAULT_INTRINSICS, CanonicalPoses, constant
 from ..body.skeleton import Skeleton
 from ..errors import check_choice, check_number, warn
 
+_TYPES = torch.float16, torch.bfloat16, torch.float32, torch.float64
+_ARRAY_TYPES = np.float16, np.float32, np.float64
+
 
 class HostPoses(NamedTuple):
     """Poses as the host has them."""
@@ -86,10 +89,10 @@ class PoseAdapter:
     def check(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, num_joints: int) -> str:
         """Shapes, dtypes and devices."""
         for name, tensor, channels in (("inputs_3d", inputs_3d, 3), ("inputs_2d", inputs_2d, 2)):
-            if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-                kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-                return f"{name} must be a floating-point tensor, got {kind}"
-            if tensor.dim() not in (3, 4) or tensor.shape[-2:] != (num_joints, channels):
+            if problem := tensor_problem(name, tensor):
+                return problem
+            is_whole = tensor.dim() in (3, 4) and 0 not in tensor.shape[1:]
+            if not is_whole or tensor.shape[-2:] != (num_joints, channels):
                 return (
                     f"{name} must be (batch, frames, {num_joints}, {channels}) or "
                     f"(batch, {num_joints}, {channels}), got {tuple(tensor.shape)}"
@@ -152,13 +155,27 @@ def _trajectory(joints: Tensor, skeleton: Skeleton) -> Tensor:
     return root * skeleton_tables(skeleton, joints.device, joints.dtype).is_not_root
 
 
+def tensor_problem(name: str, given: Any) -> str:
+    """What keeps a tensor from being read, in words, or an empty string."""
+    kind: Any = type(given).__name__
+    if isinstance(given, Tensor):
+        kind = "a nested one" if given.is_nested else given.layout
+        if kind == torch.strided:
+            kind = given.dtype
+    return "" if kind in _TYPES else f"{name} must be a floating-point tensor, got {kind}"
+
+
 def camera_problem(camera: Any, batch_size: int) -> str:
     """What is wrong with (B, 9) or (9,) intrinsics, in words, or an empty string; None is fine."""
-    is_array = isinstance(camera, (Tensor, np.ndarray))
-    got = tuple(camera.shape) if is_array else type(camera).__name__
-    if camera is None or got in ((9,), (batch_size, 9)):
-        return ""
-    return f"camera must be ({batch_size}, 9) or (9,) intrinsics, got {got}"
+    problem = "" if camera is None else tensor_problem("camera", camera)
+    if isinstance(camera, np.ndarray):
+        readable = camera.dtype in _ARRAY_TYPES
+        problem = "" if readable else f"camera must be floating-point, got {camera.dtype}"
+    if not problem and getattr(camera, "is_meta", False):
+        problem = "camera must have values, got a tensor on meta"
+    if problem or camera is None or camera.shape in ((9,), (batch_size, 9)):
+        return problem
+    return f"camera must be ({batch_size}, 9) or (9,) intrinsics, got {tuple(camera.shape)}"
 
 
 def batch_intrinsics(camera: Any, joints: Tensor) -> Tensor:

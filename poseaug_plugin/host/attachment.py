@@ -4,10 +4,11 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.optimizer import (
     Optimizer,
     register_optimizer_step_post_hook,
@@ -16,6 +17,7 @@ from torch.optim.optimizer import (
 
 from ..errors import PoseAugError, warn
 
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # in newer versions
 _PATIENCE = 100  # batches that come to nothing, after which a word is due
 
 
@@ -29,10 +31,14 @@ class InertCallback:
     def __init__(self, owner: object, method: Callable[..., None]) -> None:
         self.owner, self._method = weakref.ref(owner), method
 
-    # Not compiled: a compiled step of the user's would take all of the hook's training in.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *arguments: Any) -> None:
         """Pass the arguments on, if there is still somebody to take them."""
+        if not _is_exporting():
+            self._call(*arguments)
+
+    # Not compiled: a compiled step of the user's would take all of the hook's training in.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _call(self, *arguments: Any) -> None:
         owner = self.owner()
         if owner is not None:
             self._method(owner, *arguments)
@@ -54,21 +60,21 @@ _is_registered = False
 
 # Not compiled, like an `InertCallback`.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _tell_watchers(optimizer: Optimizer, *_: Any) -> None:
+def _tell_watchers(is_over: bool, optimizer: Optimizer, *_: Any) -> None:
     for watcher in _watchers:
-        watcher(optimizer)
+        watcher(optimizer, is_over)
 
 
 def watch_optimizers(owner: object, method: Callable[..., None]) -> None:
-    """Call ``method(owner, optimizer)`` before and after every optimizer step, while it lives."""
+    """Call ``method(owner, optimizer, is_over)`` before and after every step, while it lives."""
     global _watchers, _is_registered
     with _registering:
         living = (watcher for watcher in _watchers if watcher.owner() is not None)
         _watchers = (*living, InertCallback(owner, method))
         if not _is_registered:
             _is_registered = True
-            register_optimizer_step_pre_hook(_tell_watchers)
-            register_optimizer_step_post_hook(_tell_watchers)
+            register_optimizer_step_pre_hook(partial(_tell_watchers, False))
+            register_optimizer_step_post_hook(partial(_tell_watchers, True))
 
 
 def unwatch_optimizers(owner: object) -> None:
@@ -95,8 +101,11 @@ def check_estimator(estimator: nn.Module) -> None:
     if not isinstance(estimator, nn.Module):
         kind = type(estimator).__name__
         raise PoseAugError(f"PoseAugHook: estimator must be a torch.nn.Module, got {kind}.")
-    kinds = {kind.__name__ for module in estimator.modules() for kind in type(module).__mro__}
-    if kinds & {"FullyShardedDataParallel", "FSDPModule"}:
+    parts = (*estimator.modules(), *estimator.parameters())
+    kinds = {kind.__name__ for part in parts for kind in type(part).__mro__}
+    if kinds & {"FullyShardedDataParallel", "FSDPModule", "DTensor"} or any(
+        getattr(part, "_is_flat_param", False) for part in parts
+    ):
         raise PoseAugError(
             "PoseAugHook: FSDP shards the estimator's parameters, which the hook cannot follow; "
             "use DistributedDataParallel."
@@ -119,12 +128,23 @@ def check_optimizer(optimizer: Optimizer, estimator: nn.Module) -> None:
 
 
 class Reminders:
-    """Warns, once each, where the hook's batches come to nothing."""
+    """Warns, once each, where the hook's batches come to nothing or should not be augmented."""
 
     def __init__(self, names_optimizer: bool) -> None:
-        self._names_optimizer = names_optimizer
+        self._expected = "an optimizer with the estimator's parameters"
+        if names_optimizer:
+            self._expected = "the optimizer that the hook was given"
         self.without_update = 0  # batches since an optimizer has stepped
-        self._too_small, self._has_looked = 0, False
+        self._too_small, self._has_evaluated = 0, False
+
+    def evaluating(self) -> None:
+        """A batch is augmented as in an evaluation."""
+        if not self._has_evaluated:
+            self._has_evaluated = True
+            warn(
+                "PoseAugHook.augment was called while the estimator is in eval mode and gradients "
+                "are off. To evaluate, leave augment out there, or use hook.paused()."
+            )
 
     def too_small(self, size: int, share: float) -> None:
         """A batch had too few samples to augment."""
@@ -135,27 +155,14 @@ class Reminders:
                 f"{size} samples is less than two. Pass a larger share, or larger batches."
             )
 
-    def augmented(self, usable: Tensor) -> None:
-        """A batch of (N,) usable samples was augmented; reads those of the first one."""
+    def augmented(self) -> None:
+        """A batch was augmented."""
         self._too_small = 0
         self.without_update += 1
         if self.without_update == _PATIENCE:
-            what = (
-                "no optimizer with the estimator's parameters has stepped. Is the optimizer a "
-                "torch.optim.Optimizer? If not,"
-            )
-            if self._names_optimizer:
-                what = (
-                    "the optimizer that the hook was given has not stepped. Does another one step "
-                    "in its place? Leave it out, and any with the estimator's parameters counts; or"
-                )
             warn(
-                f"PoseAugHook: {_PATIENCE} batches were augmented and {what} call hook.step() "
-                "right before its step()."
+                f"PoseAugHook: {_PATIENCE} batches were augmented and {self._expected} has not "
+                "stepped. Does another one step in its place? Leave the argument out, and any with "
+                "the estimator's parameters counts. Is it no torch.optim.Optimizer? Then call "
+                "hook.step() right before its step()."
             )
-        if not self._has_looked and not usable.any():
-            warn(
-                "PoseAugHook: no sample of the first batch is finite and in front of the camera: "
-                "nothing was augmented. print(hook.check_batch(inputs_2d, inputs_3d, camera))."
-            )
-        self._has_looked = True

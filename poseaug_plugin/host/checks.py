@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..augment.transforms import matching_frames, middle_frame
+from ..augment.transforms import evenly_spaced, matching_frames, middle_frame
 from ..body.bones import average_bone_lengths, bone_lengths, joints_to_bones, per_bone
 from ..body.camera import project_points
 from ..body.poses import CanonicalPoses, canonical_batch
@@ -16,6 +16,7 @@ from ..errors import PoseAugError
 from .adapter import Adapter
 
 _ASYMMETRIC = 0.12  # difference of left and right bones that speaks against a joint order
+_ENOUGH = 512  # samples that are looked at, at most
 
 
 class BatchReport(NamedTuple):
@@ -30,8 +31,9 @@ class BatchReport(NamedTuple):
     length_variation: float  # of the most variable bone: standard deviation / mean over the batch
     detour: float  # bones together / shortest tree through the joints; 1 is a body
     knees_forward_share: float  # of bent knees
-    in_frame_share: float  # of 2D keypoints within [-1, 1]
-    reprojection_error: float  # median distance of 2D and projected 3D, normalised units
+    upright_share: float  # of poses, the torso above the feet
+    off_screen: str  # what speaks against normalised screen coordinates, in words
+    reprojection_error: float  # distance of 2D and projected 3D, normalised units, upper quartile
     focal_length: float  # in use, normalised units
     fitting_focal_length: float  # with which 3D would project onto 2D best
 
@@ -48,9 +50,9 @@ class BatchReport(NamedTuple):
             f"bones {self.body_size:.2f} m together, left/right difference {self.asymmetry:.1%}, "
             f"most variable bone {self.length_variation:.0%}, detour {self.detour:.2f}, "
             f"knees bend forward {self.knees_forward_share:.0%}\n"
-            f"keypoints in frame {self.in_frame_share:.0%}, reprojection error "
-            f"{self.reprojection_error:.4f} ({pixels:.1f} px at width 1000), focal length "
-            f"{self.focal_length:.2f}{assumed}, 2D and 3D fit {self.fitting_focal_length:.2f}"
+            f"upright {self.upright_share:.0%}, reprojection error {self.reprojection_error:.4f} "
+            f"({pixels:.1f} px at width 1000), focal length {self.focal_length:.2f}{assumed}, "
+            f"2D and 3D fit {self.fitting_focal_length:.2f}"
         )
         verdict = "ok" if self.ok else "\n".join(f"- {p}" for p in self.problems)
         return f"{figures}\n{verdict}"
@@ -92,20 +94,24 @@ def check_batch(
     poses: CanonicalPoses, skeleton: Skeleton, has_camera: bool, target_frame: Callable[[int], int]
 ) -> BatchReport:
     """Read a batch's values (this syncs the device) and say in words what looks wrong."""
-    batch = canonical_batch(poses)
+    batch = canonical_batch(evenly_spaced(poses, len(poses.joints), _ENOUGH))
     usable = batch.usable
     joints, keypoints = batch.joints[usable], batch.keypoints[usable]
     target = target_frame(keypoints.shape[1])  # where 3D is of one frame alone
     keypoints = matching_frames(keypoints, joints.shape[1], target)
-    if not usable.any():
+    shortest = poses.intrinsics[:, :2].min().item()
+    if shortest <= 0 or not usable.any():
         problem = (
             "no sample is finite and in front of the camera: 3D must be in camera space, z "
-            "forward, with the root's position where the adapter expects it"
+            "forward, with the root's position where the adapter expects it; 2D not in pixels"
         )
-        unknown = [torch.nan] * (len(BatchReport._fields) - 3)
-        return BatchReport((problem,), not has_camera, 0.0, *unknown)
+        if shortest <= 0:
+            problem = f"focal lengths must be above 0 (for no camera give None), got {shortest:g}"
+        unknown: list[Any] = [torch.nan] * (len(BatchReport._fields) - 3)
+        report = BatchReport((problem,), not has_camera, 0.0, *unknown)
+        return report._replace(focal_length=shortest)
     intrinsics = batch.intrinsics[usable]
-    projected = project_points(joints, intrinsics)
+    errors = (project_points(joints, intrinsics) - keypoints).norm(dim=-1).flatten(1)
     bones = bone_lengths(joints_to_bones(joints, skeleton))
     report = BatchReport(
         problems=(),
@@ -115,10 +121,11 @@ def check_batch(
         body_size=bones.sum(-1).median().item(),
         asymmetry=asymmetry(joints, skeleton),
         length_variation=length_variation(joints, skeleton),
-        detour=detour(joints, skeleton),
+        detour=detour(joints, skeleton) if len(joints) >= 16 else torch.nan,
         knees_forward_share=knees_forward_share(joints, skeleton),
-        in_frame_share=(keypoints.abs() <= 1).all(-1).float().mean().item(),
-        reprojection_error=(projected - keypoints).norm(dim=-1).median().item(),
+        upright_share=upright_share(joints, skeleton),
+        off_screen=_off_screen(keypoints, skeleton),
+        reprojection_error=errors.median(1).values.quantile(0.75).item(),
         focal_length=intrinsics[:, :2].mean().item(),
         fitting_focal_length=_fitting_focal_length(joints, keypoints, intrinsics),
     )
@@ -126,7 +133,7 @@ def check_batch(
 
 
 def _problems(report: BatchReport, skeleton: Skeleton) -> Iterator[str]:
-    if report.usable_share < 1:
+    if report.usable_share < 0.9:
         yield (
             f"{1 - report.usable_share:.0%} of the samples are not finite or have joints behind "
             "the camera; they pass through unaugmented"
@@ -136,7 +143,7 @@ def _problems(report: BatchReport, skeleton: Skeleton) -> Iterator[str]:
             f"bones are {report.body_size:.0f} m long together: these look like millimetres; pass "
             "adapter=PoseAdapter(metres_per_unit=0.001)"
         )
-    elif not 1.5 < report.body_size < 15:
+    elif skeleton in SKELETONS.values() and not 2.5 < report.body_size < 8:
         yield (
             f"bones are {report.body_size:.2f} m long together, a person's are 3 to 6: wrong unit, "
             "or normalised poses"
@@ -151,23 +158,27 @@ def _problems(report: BatchReport, skeleton: Skeleton) -> Iterator[str]:
             f"only {report.knees_forward_share:.0%} of the bent knees bend forward: left and right "
             "joints are swapped, or 3D poses mirrored without swapping them"
         )
-    error = report.reprojection_error
-    if report.in_frame_share < 0.5:
+    if report.upright_share < 0.2:
+        yield f"only {report.upright_share:.0%} of the poses stand upright: y must point down"
+    error, focal, fit = report.reprojection_error, report.focal_length, report.fitting_focal_length
+    if report.off_screen:
         yield (
-            f"only {report.in_frame_share:.0%} of the keypoints lie in [-1, 1]: are they pixels? "
-            "Normalise them with normalize_screen_coordinates(pixels, width, height)"
+            f"2D poses {report.off_screen}: are they pixels? Normalise them with "
+            "normalize_screen_coordinates(pixels, width, height)"
         )
-    elif report.camera_is_assumed and error > 0.01:  # nearer ones need no word about the camera
+    elif focal > 20:
+        yield f"a focal length of {focal:.0f} looks like pixels; divide by the width, times 2"
+    elif report.camera_is_assumed and error > 0.01 and abs(fit / focal - 1) > 0.03:
         yield (
-            f"no camera was given, so a focal length of {report.focal_length:.2f} is assumed, but "
-            f"2D and 3D fit {report.fitting_focal_length:.2f} (3D projects {error:.3f} away from "
-            "2D): pass the batch's (B, 9) intrinsics"
+            f"no camera was given, so a focal length of {focal:.2f} is assumed, but 2D and 3D fit "
+            f"{fit:.2f} (3D projects {error:.3f} away from 2D): pass the batch's (B, 9) intrinsics"
         )
-    elif error > 0.05:
+    elif error > (0.05 if report.camera_is_assumed else 0.03):
         yield (
             f"3D poses project {error:.3f} away from their 2D (0.02 would be 10 px of 1000): wrong "
-            "camera for the sample, flipped 2D without flipped 3D, or the root's position is not "
-            "where the adapter expects it (root='trajectory', 'absolute' or 'zeroed')"
+            "camera for the sample, flips without the camera's, 2D cut out by a box, or the root's "
+            "position is not where the adapter expects it (root='trajectory', 'absolute' or "
+            "'zeroed')"
         )
 
 
@@ -190,6 +201,20 @@ def _fitting_focal_length(joints: Tensor, keypoints: Tensor, intrinsics: Tensor)
     offsets = keypoints - intrinsics[:, None, None, 2:4]
     fits = (offsets * rays).sum((1, 2, 3)) / rays.square().sum((1, 2, 3)).clamp(min=1e-12)
     return fits.median().item()
+
+
+def _off_screen(keypoints: Tensor, skeleton: Skeleton) -> str:
+    """What speaks against 2D (N, T, J, 2) being normalised to the picture; empty for nothing."""
+    poses = keypoints[:, middle_frame(keypoints.shape[1])]
+    if (poses.mean(1).abs() > 1).any(1).float().mean() > 0.1:
+        return "lie outside of [-1, 1]"
+    if len(poses) < 16 or (poses - poses[:, :1]).std(0).max() < 0.01:  # they do not vary
+        return ""
+    if poses.min() >= 0:
+        return "have nothing left of the picture's centre or above it, which is 0"
+    size = (poses.amax(1) - poses.amin(1)).amax(1)
+    variety = torch.stack([size.std() / size.mean(), poses[:, skeleton.root].std(0).max()])
+    return "are all of one size or at one place, as if cut out" if variety.min() < 1e-3 else ""
 
 
 def asymmetry(joints: Tensor, skeleton: Skeleton) -> float:
@@ -249,3 +274,13 @@ def knees_forward_share(joints: Tensor, skeleton: Skeleton) -> float:
         bent = bend.norm(dim=-1) > 0.05 * length  # nearer to straight it does not tell
         forward.append((bend * front).sum(-1)[bent] > 0)
     return torch.cat(forward).float().mean().item()
+
+
+def upright_share(joints: Tensor, skeleton: Skeleton) -> float:
+    """Of poses, the share whose other joints are above the legs' ends; NaN without legs."""
+    legs = [part for name, part in skeleton.part_joints if name.endswith("_leg")]
+    above = [j for j in range(skeleton.num_joints) if not any(j in leg for leg in legs)]
+    if not legs or not above:
+        return torch.nan
+    feet = joints[..., [leg[-1] for leg in legs], 1]
+    return (feet.mean(-1) > joints[..., above, 1].mean(-1)).float().mean().item()

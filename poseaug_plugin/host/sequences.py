@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..augment.transforms import middle_frame
 from ..body.camera import project_points
-from ..body.poses import CanonicalBatch, canonical_batch
+from ..body.poses import CanonicalBatch, CanonicalPoses, canonical_batch
 from ..body.skeleton import Skeleton
 from ..errors import PoseAugError, check_flag
 from .adapter import Adapter
@@ -60,10 +60,11 @@ class PoseSource:
             self.cameras = torch.stack(rows)
         except (KeyError, IndexError, TypeError, RuntimeError, ValueError):
             self.cameras = torch.empty(0)
-        if self.cameras.shape != (len(sequences), 9):
+        if self.cameras.shape != (len(sequences), 9) or not (self.cameras[:, :2] > 0).all():
             raise PoseAugError(
-                f"PoseSource: cameras must give (9,) intrinsics for each of the {len(sequences)} "
-                "sequences, under the same keys (or in the same order), or one (9,) for all."
+                f"PoseSource: cameras must give (9,) intrinsics, focal lengths above 0, for each "
+                f"of the {len(sequences)} sequences, under the same keys (or in the same order), "
+                "or one (9,) for all."
             )
         check_flag("PoseSource: causal", causal)
         check_flag("PoseSource: flip", flip)
@@ -130,3 +131,12 @@ class PoseWindows:
             intrinsics = torch.where(flip[:, None], intrinsics * self.mirrored_camera, intrinsics)
         usable = torch.ones(count, dtype=torch.bool, device=device)
         return CanonicalBatch(joints, project_points(joints, intrinsics), intrinsics, usable)
+
+    def has_other_cameras(self, poses: CanonicalPoses) -> bool:
+        """Whether most frames that a batch shares with the sequences have another camera here."""
+        joints, intrinsics = poses.joints[:32], poses.intrinsics[:32]
+        joints = joints[:, self.target_frame(joints.shape[1])]
+        nearest = torch.stack([(self.joints[:, 0] - x[0]).norm(dim=1).argmin() for x in joints])
+        shared = (self.joints[nearest] - joints).abs().amax((1, 2)) < 1e-3
+        differ = (self.intrinsics[nearest] - intrinsics).abs().amax(1) > 1e-3
+        return bool((shared & differ).sum() > shared.sum() / 2)

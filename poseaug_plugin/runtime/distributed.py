@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..errors import warn
+
+_TIMEOUT = timedelta(minutes=10)  # for a process that does not come; the others come together
 
 
 class WeightedGradients(NamedTuple):
@@ -22,7 +25,11 @@ class Ranks:
     """The processes of a DistributedDataParallel estimator."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
-        self.group = group
+        # A group of our own: a process that stays away from an update would else be taken for one
+        # that averages the estimator's gradients.
+        self.group = dist.new_group(
+            dist.get_process_group_ranks(group), _TIMEOUT, use_local_synchronization=True
+        )
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
 
     @classmethod
@@ -37,8 +44,8 @@ class Ranks:
                     "Build the hook on the wrapped estimator."
                 )
             return None
-        ranks = cls(wrapper.process_group)
-        return ranks if ranks.size > 1 else None
+        group = wrapper.process_group
+        return cls(group) if dist.get_world_size(group) > 1 else None
 
     @torch.no_grad()
     def broadcast(self, tensors: list[Tensor]) -> None:
@@ -62,7 +69,13 @@ class Ranks:
             tensors += [torch.where(weight > 0, g * weight, 0.0) for g in gradients]
             tensors.append(weight)
         flat = torch.cat([t.reshape(-1).to(torch.float32) for t in tensors])
-        dist.all_reduce(flat, group=self.group)
+        try:
+            dist.all_reduce(flat, group=self.group)
+        except RuntimeError as problem:
+            raise RuntimeError(
+                "another process did not take part in this update. Each has to call hook.augment "
+                "for every batch, with the hook on or paused in all of them"
+            ) from problem
         summed = iter(flat.split([t.numel() for t in tensors]))
         averaged = []
         for gradients, _ in given:

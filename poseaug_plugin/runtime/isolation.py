@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def unwrap_module(module: nn.Module) -> nn.Module:
@@ -39,6 +40,33 @@ def unchanged(buffers: list[Tensor]) -> Iterator[None]:
                 buffer.copy_(value)
 
 
+class _DefaultDtype(TorchFunctionMode):
+    """In this thread alone, tensors are made in this floating-point type where none is named.
+
+    `torch.set_default_dtype` is the whole process's, and stays where an interrupt leaves it.
+    """
+
+    always = torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.eye
+    by_value = torch.tensor, torch.full, torch.arange, torch.linspace, torch.where
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def __torch_function__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        options = options or {}
+        if options.get("dtype") is None and function in self.always:
+            return function(*arguments, **{**options, "dtype": self.dtype})
+        made = function(*arguments, **options)
+        if options.get("dtype") is None and function in self.by_value:
+            given = {x.dtype for x in arguments if isinstance(x, Tensor)}
+            if made.is_floating_point() and made.dtype not in given:
+                return made.to(self.dtype)
+        return made
+
+
 class TorchDefaults(NamedTuple):
     """What `torch.set_default_dtype` and `torch.set_default_device` say."""
 
@@ -47,24 +75,20 @@ class TorchDefaults(NamedTuple):
 
     @classmethod
     def found(cls) -> TorchDefaults:
-        """Those that are set now."""
+        """Those that hold now."""
         # Not torch.get_default_device: before 2.8 it misses `with torch.device(...)`.
-        return cls(torch.get_default_dtype(), torch.empty(0).device)
+        made = torch.empty(0)
+        return cls(made.dtype, made.device)
 
     @contextmanager
     def used(self) -> Iterator[TorchDefaults]:
         """Inside, these hold; gives those that held before."""
         before = TorchDefaults.found()
-        # Both are set only where they differ: the one is the whole process's, the other is asked
-        # at every call.
-        if self.dtype != before.dtype:
-            torch.set_default_dtype(self.dtype)
-        try:
-            with nullcontext() if self.device == before.device else self.device:
-                yield before
-        finally:
-            if self.dtype != before.dtype:
-                torch.set_default_dtype(before.dtype)
+        # Only where they differ: both are asked at every call.
+        device = nullcontext() if self.device == before.device else self.device
+        dtype = nullcontext() if self.dtype == before.dtype else _DefaultDtype(self.dtype)
+        with device, dtype:
+            yield before
 
 
 @contextmanager
@@ -92,13 +116,20 @@ def seeded_stream(seed: int, device: torch.device) -> Iterator[None]:
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Every layer in evaluation mode, and afterwards as found."""
     training = [m for m in module.modules() if m.training]
+
+    def set_all(mode: bool) -> None:
+        for m in training:
+            m.training = mode
+
     try:
-        for m in training:
-            m.training = False
-        yield
-    finally:
-        for m in training:
-            m.training = True
+        try:
+            set_all(False)
+            yield
+        finally:
+            set_all(True)
+    except BaseException:  # also an interrupt in the middle of that
+        set_all(True)
+        raise
 
 
 def isolated_call(

@@ -391,3 +391,57 @@ def test_estimator_can_be_scripted_once_the_hook_is_removed() -> None:
     hook.remove()
     inputs = make_batch().inputs_2d
     assert torch.allclose(torch.jit.script(estimator)(inputs), estimator(inputs))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_a_copied_hook_says_that_it_cannot_learn(copied: Callable[[Any], Any]) -> None:
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    hook = make_hook(estimator)
+    train(hook, estimator, optimizer, stream(1))
+    _, _, other = copied((estimator, optimizer, hook))
+    with pytest.raises(PoseAugError, match=r"is a copy.*load the state_dict\(\)"):
+        augmented(other, make_batch())
+    with other.paused():
+        assert passes_through(other)
+    again = make_hook(make_lifter())
+    again.load_state_dict(other.state_dict())
+    assert differences(frozen_state(hook), frozen_state(again)) == []
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_estimator_with_a_hook_is_exported(strict: bool) -> None:
+    estimator = make_lifter().eval()
+    hook, batch = make_hook(estimator), make_batch()
+    exported = torch.export.export(estimator, (batch.inputs_2d,), strict=strict)
+    made = exported.module()(batch.inputs_2d)
+    assert torch.allclose(made, estimator(batch.inputs_2d))
+    train(hook, estimator, adam(estimator), stream(1))
+    assert hook.diagnostics().updates == 1
+
+
+def test_other_threads_keep_their_default_dtype() -> None:
+    seen: set[torch.dtype] = set()
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            seen.add(torch.get_default_dtype())
+            seen.add(torch.zeros(1).dtype)
+
+    torch.set_default_dtype(torch.float64)
+    thread = threading.Thread(target=look)
+    try:
+        thread.start()
+        estimator = make_lifter().double()
+        hook = make_hook(estimator)
+        batches = [tuple(x.double() for x in batch) for batch in stream(20)]
+        train(hook, estimator, adam(estimator), batches)
+        modules = hook.state_dict()["training"]["modules"].values()
+        types = {x.dtype for x in modules if isinstance(x, Tensor) and x.is_floating_point()}
+    finally:
+        over.set()
+        thread.join()
+        torch.set_default_dtype(torch.float32)
+    assert seen == {torch.float64}
+    assert types == {torch.float32}

@@ -12,6 +12,7 @@ from loops import (
     augmented,
     changed,
     differences,
+    frozen_state,
     make_batch,
     make_hook,
     make_lifter,
@@ -19,7 +20,7 @@ from loops import (
 )
 from torch import Tensor
 
-from poseaug_plugin import PoseAdapter, PoseAugWarning, Spread, project_points
+from poseaug_plugin import PoseAdapter, PoseAugError, PoseAugWarning, Spread, project_points
 from poseaug_plugin.host.adapter import _warn_of_assumed_camera
 
 LENSES = Spread(focal_length=0.5)
@@ -60,16 +61,28 @@ def test_missing_camera_is_warned_of_once() -> None:
     hook.augment(batch.inputs_2d, batch.inputs_3d)
 
 
-@pytest.mark.parametrize("kind", ["backwards", "objects"])
-def test_cameras_may_be_any_array_of_numbers(kind: str) -> None:
+def test_cameras_may_be_an_array_that_torch_does_not_read() -> None:
     batch = make_batch()
     cameras = batch.camera.numpy()
-    odd = {"backwards": cameras[::-1].copy()[::-1], "objects": cameras.astype(object)}[kind]
+    backwards = cameras[::-1].copy()[::-1]
+    backwards.flags.writeable = False
     expected, received = (
         augmented(make_hook(make_lifter()), batch._replace(camera=camera))
-        for camera in (cameras, odd)
+        for camera in (cameras, backwards)
     )
     assert differences(list(expected), list(received)) == []
+
+
+@pytest.mark.parametrize("kind", ["O", "i8", "U9", ">f4", "c8", "g"])
+def test_cameras_of_other_numbers_are_refused_before_anything_is_drawn(kind: str) -> None:
+    """Whole numbers too: a focal length that comes back in them is not the one that was used."""
+    batch, hook = make_batch(), make_hook(make_lifter())
+    before = frozen_state(hook)
+    camera = batch.camera.numpy().astype(kind)
+    for wrong in (camera, torch.ones(16, 9, dtype=torch.int64), batch.camera.to("meta")):
+        with pytest.raises(PoseAugError, match=r"augment: camera must"):
+            hook.augment(batch.inputs_2d, batch.inputs_3d, wrong, return_camera=True)
+    assert differences(before, hook.state_dict()) == []
 
 
 # -- cameras that come back ------------------------------------------------------------------------

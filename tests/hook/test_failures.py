@@ -9,6 +9,7 @@ import pytest
 import torch
 from loops import (
     PUBLISHED,
+    SmallDefault,
     adam,
     augmented,
     differences,
@@ -22,7 +23,7 @@ from loops import (
 )
 from torch import Tensor, nn
 
-from poseaug_plugin import AugmentationPolicy, PoseAugHook
+from poseaug_plugin import AugmentationPolicy, PoseAugHook, PoseAugWarning
 from poseaug_plugin.augment.transforms import AugmentationParameters
 from poseaug_plugin.reference.recipes import Paper
 
@@ -128,3 +129,36 @@ def test_failure_while_augmenting_leaves_nothing_to_learn() -> None:
         augmented(hook, make_batch())
     hook.step()  # nothing waits
     assert hook.diagnostics().updates == 0
+
+
+@pytest.mark.parametrize("network", ["policy", "critic_3d", "critic_2d"])
+def test_weights_that_are_not_finite_are_told_and_augmentation_ends(network: str) -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator, preset=SmallDefault(critic_interval=1))
+    optimizer = adam(estimator)
+    train(hook, estimator, optimizer, stream(2))
+    good = copy.deepcopy(hook.state_dict())
+    phases = {phase.name: phase.network for phase in hook._trainer.phases}
+    with torch.no_grad():
+        next(phases[network].parameters()).fill_(torch.nan)
+    with pytest.warns(
+        PoseAugWarning, match=rf"weights of .*{network}.* goes on without augm"
+    ) as said:
+        train(hook, estimator, optimizer, stream(20))
+    assert len(said) == 1
+    batch = make_batch()
+    assert augmented(hook, batch)[1] is batch.inputs_3d
+    assert all(p.isfinite().all() for p in estimator.parameters())
+    hook.load_state_dict(good)
+    assert augmented(hook, batch)[1] is not batch.inputs_3d
+    train(hook, estimator, optimizer, stream(12))
+    assert hook.diagnostics().updates == 14
+
+
+def test_gradients_that_are_not_finite_for_a_while_do_not_end_augmentation() -> None:
+    estimator = make_lifter()
+    hook = make_hook(estimator)
+    hook._trainer.monitor.counts[1] = 1000
+    train(hook, estimator, adam(estimator), stream(3))
+    batch = make_batch()
+    assert augmented(hook, batch)[1] is not batch.inputs_3d

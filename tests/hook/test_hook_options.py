@@ -213,6 +213,7 @@ def test_odd_argument_of_the_adapter_is_refused(argument: str, odd: str) -> None
         PoseAdapter(**{argument: ODD[odd]})
 
 
+@pytest.mark.filterwarnings("ignore:PoseAugHook. source looks wrong")  # it is very small
 @each_odd
 @pytest.mark.parametrize("argument", ["causal", "flip"])
 def test_odd_flag_of_a_source_is_refused_or_works(argument: str, odd: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -344,6 +345,52 @@ def test_what_a_closure_augments_is_learned_from_before_the_next_step() -> None:
         assert hook.diagnostics().updates == done
 
 
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_one_update_per_step_whose_closure_augments_the_last_batch(
+    accumulation: int, by_hand: bool
+) -> None:
+    # Lightning's accumulation: the last of so many batches passes inside the step, the others not;
+    # by hand as in its on_before_optimizer_step.
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    hook = make_hook(estimator)
+
+    def one_pass(batch: Batch, is_last: bool) -> Tensor:
+        inputs_2d, inputs_3d = augmented(hook, batch)
+        loss = mpjpe(estimator(inputs_2d), inputs_3d)
+        loss.backward()
+        if is_last and by_hand:
+            hook.step()
+        return loss
+
+    for steps in range(1, 11):
+        for _ in range(accumulation - 1):
+            one_pass(make_batch(), False)
+        optimizer.step(lambda: one_pass(make_batch(), True))
+        assert hook.diagnostics().updates == steps
+
+
+def test_a_step_that_fails_does_not_cost_the_next_one_its_update() -> None:
+    estimator = make_lifter()
+    optimizer = adam(estimator)
+    hook = make_hook(estimator)
+
+    def closure(fails: bool = False) -> Tensor:
+        if fails:
+            raise KeyError("on purpose")
+        inputs_2d, inputs_3d = augmented(hook, make_batch())
+        loss = mpjpe(estimator(inputs_2d), inputs_3d)
+        loss.backward()
+        return loss
+
+    augmented(hook, make_batch())
+    with pytest.raises(KeyError, match="on purpose"):
+        optimizer.step(lambda: closure(fails=True))
+    optimizer.step(closure)
+    assert hook.diagnostics().updates == 2
+
+
 def test_step_without_a_batch_does_nothing() -> None:
     hook = make_hook(make_lifter())
     before = frozen_state(hook)
@@ -376,6 +423,41 @@ class FullyShardedDataParallel(nn.Sequential):
 def test_sharded_estimators_are_refused(wrap: Callable[[nn.Module], nn.Module]) -> None:
     with pytest.raises(PoseAugError, match=r"FSDP shards .*use DistributedDataParallel"):
         make_hook(wrap(FullyShardedDataParallel(make_lifter())))
+
+
+def test_an_estimator_that_is_sharded_after_the_hook_was_made_is_refused() -> None:
+    estimator = nn.Sequential(make_lifter())
+    hook = make_hook(estimator)
+    estimator[0] = FullyShardedDataParallel(estimator[0])
+    with pytest.raises(PoseAugError, match=r"FSDP shards .*use DistributedDataParallel"):
+        augmented(hook, make_batch())
+
+
+@pytest.mark.filterwarnings("ignore:FSDP", "ignore:.*FSDP1 is deprecated")
+@pytest.mark.parametrize("version", [1, 2])
+def test_torchs_own_sharding_after_the_hook_was_made_is_refused(
+    version: int, tmp_path: Path
+) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1
+    )
+    try:
+        estimator = make_lifter()
+        hook = make_hook(estimator)
+        if version == 1:
+            sharded = torch.distributed.fsdp.FullyShardedDataParallel(
+                estimator, device_id=torch.device("cpu")
+            )
+            assert sharded is not estimator
+        else:
+            from torch.distributed.device_mesh import init_device_mesh
+
+            shard = pytest.importorskip("torch.distributed.fsdp").fully_shard
+            shard(estimator, mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(PoseAugError, match=r"FSDP shards .*use DistributedDataParallel"):
+            augmented(hook, make_batch())
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_optimizer_without_step_hooks_is_refused() -> None:

@@ -27,7 +27,7 @@ def test_hundred_batches_without_a_step_of_the_named_optimizer_are_warned_of() -
     for _ in range(99):
         augmented(hook, batch)
         another.step()
-    with pytest.warns(PoseAugWarning, match=r"the hook was given has not stepped.*Leave it out"):
+    with pytest.warns(PoseAugWarning, match=r"the hook was given has not stepped.*Leave the arg"):
         augmented(hook, batch)
 
 
@@ -52,6 +52,21 @@ def test_batches_that_are_always_too_small_are_told() -> None:
         augmented(hook, batch)
     with pytest.warns(PoseAugWarning, match=r"100 batches in a row .* share=0\.5 of 2 samples"):
         augmented(hook, batch)
+
+
+def test_augmenting_in_an_evaluation_is_told_once() -> None:
+    estimator, batch = make_lifter().eval(), make_batch()
+    hook = make_hook(estimator)
+    augmented(hook, batch)  # in eval mode, as for a frozen BatchNorm
+    with torch.no_grad():
+        with pytest.warns(PoseAugWarning, match=r"eval mode and gradients are off.*paused"):
+            augmented(hook, batch)
+        augmented(hook, batch)
+        estimator.train()
+        augmented(hook, batch)
+        with hook.paused():
+            estimator.eval()
+            augmented(hook, batch)
 
 
 def test_warnings_point_at_the_users_own_line() -> None:

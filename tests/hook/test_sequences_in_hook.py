@@ -96,7 +96,9 @@ def test_source_takes_the_hosts_dictionaries() -> None:
     poses = {k: s.numpy() for k, s in zip(keys, sequences(), strict=True)}
     cameras = {k: c.numpy() for k, c in zip(keys, h36m_intrinsics(3), strict=True)}
     assert repr(PoseSource(poses, cameras)) == "PoseSource(3 sequences, 72 frames)"
-    with pytest.raises(PoseAugError, match="intrinsics for each of the 3 sequences"):
+    with pytest.raises(
+        PoseAugError, match="intrinsics, focal lengths above 0, for each of the 3 sequences"
+    ):
         PoseSource(poses, {keys[0]: cameras[keys[0]]})
     with pytest.raises(PoseAugError, match=r"sequences \(frames, joints, 3\)"):
         PoseSource([torch.zeros(3, 16, 2)], torch.zeros(9))

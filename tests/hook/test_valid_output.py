@@ -66,6 +66,10 @@ class Made(NamedTuple):
     aspect_ratio: float
 
 
+# Batches are broken on purpose.
+pytestmark = pytest.mark.filterwarnings("ignore:PoseAugHook. the first batch looks wrong")
+
+
 @lru_cache
 def made_poses(name: str) -> list[Made]:
     """What three batches became."""
@@ -257,7 +261,7 @@ def test_batch_with_no_usable_sample(hook: str) -> None:
     attached = make_hook(estimator, **HOOKS[hook])
     camera, inputs_3d, inputs_2d = make_batch()
     inputs_2d = inputs_2d * torch.nan
-    with pytest.warns(PoseAugWarning, match=r"no sample of the first batch .*check_batch"):
+    with pytest.warns(PoseAugWarning, match=r"first batch looks wrong: no sample .*check_batch"):
         outputs = attached.augment(inputs_2d, inputs_3d, camera)
     assert differences(list(outputs), [inputs_2d, inputs_3d]) == []
     before = [p.detach().clone() for p in attached.policy.parameters()]
@@ -317,3 +321,18 @@ def test_nan_in_the_estimators_gradients_stays_there() -> None:
     assert estimator[1].weight.isnan().all()
     assert all_finite(hook)
     assert hook.diagnostics().skipped_steps == 0
+
+
+def test_poses_that_half_precision_has_no_room_for_stay_the_originals() -> None:
+    # In eighths of a millimetre 8.2 m are the most; augmented poses stand further away.
+    adapter = PoseAdapter(root="absolute", metres_per_unit=1.25e-4)
+    hook = make_hook(make_lifter(), adapter=adapter, share=1.0)
+    camera, joints, inputs_2d = absolute_batch(256)
+    inputs_3d = (8e3 * joints).half()
+    assert inputs_3d.isfinite().all()
+    made = hook.augment(inputs_2d, inputs_3d, camera)
+    assert made.inputs_3d.isfinite().all()
+    stayed = ~changed(inputs_3d, made.inputs_3d)
+    assert stayed.sum() > 4
+    assert torch.equal(made.inputs_2d[stayed], inputs_2d[stayed])
+    assert (~stayed).sum() > 16

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from copy import deepcopy
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from poseaug_plugin.adversary.critics import lsgan_critic_loss
 from poseaug_plugin.body.bones import root_relative
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.feedback.controller import FeedbackController, observed_errors
+from poseaug_plugin.runtime import distributed as runtime_distributed
 from poseaug_plugin.runtime.distributed import Ranks, WeightedGradients
 
 NETWORKS = ("policy", "critic_3d", "critic_2d", "controller")
@@ -60,6 +63,7 @@ def _work(rank: int, folder: str) -> None:
         made |= {"averaged": averaged_gradients(rank), "refused": refused()}
         made |= {"stepped": stepped_often(rank), "unwrapped": warned_of_inner_module()}
         made |= {"controlled": controlled(rank), "seeded": fresh_state(seed=3 + rank)}
+        made |= {"failed": failed(rank), "stayed away": stayed_away(rank)}
         torch.save(made, Path(folder) / f"{rank}.pt")
     finally:
         torch.distributed.destroy_process_group()
@@ -251,6 +255,77 @@ def stepped_often(rank: int) -> Any:
             optimizer.zero_grad()
     learned = differences(fresh, [p.detach() for p in hook.policy.parameters()])
     return hook.diagnostics().updates, bool(learned)
+
+
+def failed(rank: int) -> Any:
+    """An update that fails on one rank, which catches the error and goes on."""
+    estimator = distributed(make_lifter())
+    hook = make_hook(estimator, preset=SmallDefault(critic_interval=1))
+    optimizer = torch.optim.Adam(estimator.parameters())
+    errors = []
+    for i, batch in enumerate(stream(4, seed=1 + rank)):
+        inputs_2d, inputs_3d = augmented(hook, batch)
+        mpjpe(estimator(inputs_2d), inputs_3d).backward()
+        critic = hook._trainer.phases[1].network
+        if i == 1 and rank == 1:
+            critic.forward = lambda *_: [][0]
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            errors.append(str(error))
+            with hook.paused():
+                optimizer.step()
+        critic.__dict__.pop("forward", None)
+        optimizer.zero_grad()
+    state = frozen_state(hook)
+    return learned(state), errors, hook.diagnostics().updates, deepcopy(estimator.state_dict())
+
+
+def test_a_rank_whose_update_fails_does_not_keep_the_others_waiting(
+    ranks: list[dict[str, Any]],
+) -> None:
+    first, second = (made["failed"] for made in ranks)
+    assert first[1] == []
+    assert len(second[1]) == 1
+    assert "PoseAugHook.step failed (IndexError" in second[1][0]
+    assert first[2] == second[2] == 4
+    assert differences(first[0], second[0]) == []
+    weights = [{k: v for k, v in x[3].items() if "weight" in k} for x in (first, second)]
+    assert differences(*weights) == []
+
+
+def stayed_away(rank: int) -> Any:
+    """One rank leaves a batch out: the other is told, and the estimator's gradients are its own."""
+    runtime_distributed._TIMEOUT = timedelta(seconds=2)
+    estimator = distributed(make_lifter(dropout=0.0))
+    hook = make_hook(estimator)
+    optimizer = torch.optim.SGD(estimator.parameters(), 0.1)
+    errors = []
+    for i, batch in enumerate(stream(3, seed=1 + rank)):
+        inputs_2d, inputs_3d = batch.inputs_2d, batch.inputs_3d
+        if rank == 0 or i == 0:
+            hook.augment(inputs_2d, inputs_3d, batch.camera)
+        optimizer.zero_grad()
+        mpjpe(estimator(inputs_2d), inputs_3d).backward()
+        try:
+            optimizer.step()
+        except RuntimeError as error:
+            errors.append(str(error))
+            hook.enabled = False
+            optimizer.step()
+    return errors, deepcopy(estimator.state_dict())
+
+
+def test_a_rank_that_stays_away_is_missed_with_words_and_does_no_harm(
+    ranks: list[dict[str, Any]],
+) -> None:
+    first, second = (made["stayed away"] for made in ranks)
+    assert second[0] == []
+    (message,) = first[0]
+    assert "another process did not take part in this update" in message
+    assert "hook.enabled = False" in message
+    weights = [{k: v for k, v in x[1].items() if "weight" in k} for x in (first, second)]
+    assert differences(*weights) == []
 
 
 def warned_of_inner_module() -> list[str]:
