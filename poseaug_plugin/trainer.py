@@ -157,51 +157,61 @@ class Trainer:
         context: UpdateContext | None = None,  # for published recipes
     ) -> None:
         """One update of every network that is due, policy first; all of it, or nothing."""
-        failure: Exception | None = None  # on this rank alone; it then learns from the others
+        learns, failure = self.learns_next, None  # on this rank alone; it learns from the others
         with self._all_or_nothing() as fills:
             if batch is not None:
                 self.monitor.count(~batch.batch.usable)
             if self._asks and self.closed_loop is not None:
                 failure = self._close(self.closed_loop, batch, context)
-            if not self.learns_next:
-                self.num_updates += 1
-                if failure is not None:
-                    raise failure
-                return
-            due = tuple(p.name for p in self.phases if self.num_updates % p.interval == 0)
-            # A published recipe asks somebody else's network, and changes: it cannot be replayed.
-            # Nor can a pool that fills up: how full it is is Python's.
-            sizes = zip(fills, self.pools.values(), strict=True)
-            are_settled = all(fill in (0, pool.capacity) for fill, pool in sizes)
-            repeats = self._before_update is None and are_settled
-            call: Callable[..., Any] = self.recorder.call if repeats else lambda f, *args: f(*args)
-            gradients: dict[str, WeightedGradients] = {}
-            readings: dict[str, Tensor] | None = None
-            try:
-                if self._before_update is not None and context is not None:
-                    self._before_update(context)
-                if batch is not None:
-                    gradients, losses, readings = call(self._learn, batch, predicted, due)
-                    self.losses = self.losses | losses
-            except Exception as problem:
-                if self.ranks is None:
-                    raise
-                failure = problem  # the others wait for this rank
-            if self.ranks is not None and (everyones := self._nothing_learned(due)):
-                # The same networks on every rank, whoever has something for them.
-                everyones |= gradients
-                averaged = self.ranks.average(list(everyones.values()), self._statistics)
-                gradients = dict(zip(everyones, averaged, strict=True))
-            # With what is due and for how many, though it does not read it: so it is recorded no
-            # sooner than what its gradients come from, and can take them where they are.
-            size = 0 if batch is None else batch.joints.shape[0]
-            call(self._apply, gradients, skip, readings, (*due, size))
+            if learns:
+                failure = self._train(batch, predicted, skip, context, fills) or failure
             self.num_updates += 1
-        self._lately.copy_(self.monitor.counts, non_blocking=True)
-        if self._skipped[0] >= self._patience:
-            self._look_at_weights()
+        if learns:
+            self._lately.copy_(self.monitor.counts, non_blocking=True)
+            if self._skipped[0] >= self._patience:
+                self._look_at_weights()
         if failure is not None:
             raise failure
+
+    def _train(
+        self,
+        batch: AugmentedBatch | None,
+        predicted: Tensor | None,
+        skip: Tensor | None,
+        context: UpdateContext | None,
+        fills: list[int],
+    ) -> Exception | None:
+        """Gradients, their average, steps; gives what failed on this rank, one of several."""
+        failure: Exception | None = None
+        due = tuple(p.name for p in self.phases if self.num_updates % p.interval == 0)
+        # A published recipe asks somebody else's network, and changes: it cannot be replayed. Nor
+        # can a pool that fills up: how full it is is Python's.
+        sizes = zip(fills, self.pools.values(), strict=True)
+        are_settled = all(fill in (0, pool.capacity) for fill, pool in sizes)
+        repeats = self._before_update is None and are_settled
+        call: Callable[..., Any] = self.recorder.call if repeats else lambda f, *args: f(*args)
+        gradients: dict[str, WeightedGradients] = {}
+        readings: dict[str, Tensor] | None = None
+        try:
+            if self._before_update is not None and context is not None:
+                self._before_update(context)
+            if batch is not None:
+                gradients, losses, readings = call(self._learn, batch, predicted, due)
+                self.losses = self.losses | losses
+        except Exception as problem:
+            if self.ranks is None:
+                raise
+            failure = problem  # the others wait for this rank
+        if self.ranks is not None and (everyones := self._nothing_learned(due)):
+            # The same networks on every rank, whoever has something for them.
+            everyones |= gradients
+            averaged = self.ranks.average(list(everyones.values()), self._statistics)
+            gradients = dict(zip(everyones, averaged, strict=True))
+        # With what is due and for how many, though it does not read it: so it is recorded no sooner
+        # than what its gradients come from, and can take them where they are.
+        size = 0 if batch is None else batch.joints.shape[0]
+        call(self._apply, gradients, skip, readings, (*due, size))
+        return failure
 
     @contextmanager
     def _all_or_nothing(self) -> Iterator[list[int]]:

@@ -148,8 +148,8 @@ def test_counts_add_up() -> None:
 
 def means_of(diagnostics: Diagnostics) -> dict[str, float]:
     found = diagnostics._asdict()
-    for count in ("updates", "unusable_samples", "skipped_steps"):
-        del found[count]
+    for other in ("updates", "unusable_samples", "skipped_steps", "learned"):
+        del found[other]
     return found | found.pop("critic_accuracy")
 
 
