@@ -84,8 +84,8 @@ class Pooled(nn.Module):
 
 
 def make_estimator(name: str, arguments: Any) -> nn.Module:
-    """Build an estimator of `ESTIMATORS`, as published or for a smoke run."""
-    size = "tiny" if arguments.smoke else "published"
+    """Build an estimator of `ESTIMATORS`, as published, or smaller."""
+    size = "tiny" if arguments.smoke else arguments.size
     return build(name.partition("-")[0], size, FRAMES.get(name, 1))
 
 
@@ -335,6 +335,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--estimators", nargs="+", choices=ESTIMATORS)
     parser.add_argument("--cases", nargs="+", choices=GPU_CASES, help="of steps and memory")
+    parser.add_argument("--size", choices=("published", "small"), default="published")
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -363,6 +364,7 @@ def main() -> None:
             else f"{torch.get_num_threads()} CPU threads",
             "torch": torch.__version__,
             "batch": arguments.batch,
+            "size": arguments.size,
         }
     ]
     work: list[Callable[[], list[Row]]] = []

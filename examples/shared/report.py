@@ -207,7 +207,8 @@ def format_steps(rows: list[Result]) -> str:
     def of(section: str) -> list[Result]:
         return [r for r in rows if r["section"] == section]
 
-    tables = [f"{machine['device']}, batch {machine['batch']}, torch {machine['torch']}."]
+    size = machine.get("size", "published")
+    tables = [f"{machine['device']}, {size} size, batch {machine['batch']}, torch {machine['torch']}."]
     if of("steps"):
         head = "hooked step / plain step (quartiles)"
         tables.append(_by_case(head, of("steps") + of("released"), _step_ratio))

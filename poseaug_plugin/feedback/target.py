@@ -34,7 +34,7 @@ _BODY_BOUND, _SIZE_BOUND = 0.4, 0.1  # of a bone's length, of the body's size
 # Square metres, over all bones: answers that have to change by more are left out.
 _CHANGE_BOUND = 0.06
 _SCALES = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
-_POSED, _BODIED, _AS_THEY_ARE = 0.75, 0.7, 0.5
+_POSED, _BODIED, _AS_THEY_ARE = 0.75, 0.7, 0.25
 
 
 def on_their_rays(answers: Tensor, keypoints: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,7 +211,7 @@ class ClosedLoop(nn.Module):
     Critics and controller see nothing of this: an update that learns has the batch's own poses.
     """
 
-    first_update = 500  # in which answers are asked for
+    first_update = 1000  # in which answers are asked for
     ratios: Tensor  # (groups,) bone lengths of the target / the training's
     size: Tensor  # 0-d, of the target's body / the training's; guessed once
     poses: Tensor  # (frames, J, 3) camera space, metres; runs that are known come first
