@@ -57,7 +57,7 @@ class Run:
         torch.manual_seed(seed)
         self.row, self.seed, self.data, self.arguments = row, seed, data, arguments
         # Windows of one frame: (B, 1, 16, 2) normalised keypoints to (B, 1, 16, 3) metres.
-        network = SimpleBaseline(width=512, dropout=0.1)
+        network = SimpleBaseline(width=256, dropout=0.1)
         self.estimator = SingleFrame(network, flat=True).to(data.inputs_2d.device)
         self.optimizer = torch.optim.Adam(self.estimator.parameters(), lr=arguments.lr)
         self.order = torch.Generator().manual_seed(seed)

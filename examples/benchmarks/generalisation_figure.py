@@ -13,7 +13,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shared.figures import AFTER, plt
 from shared.report import Result, read_results, rows_of
 
-_COLOURS = {"none": "#c9ced2", "released": "#8fb3cf", "random, tuned": "#7d8b95", "default": AFTER}
+_COLOURS = {
+    "none": "#c9ced2",
+    "random, tuned": "#7d8b95",
+    "default": "#e7a3ac",
+    "closed loop": AFTER,
+    "told bodies and cameras": "#2f2f2f",
+}
 
 
 def draw_generalisation(path: Path, results: list[Result]) -> None:

@@ -208,7 +208,9 @@ def format_steps(rows: list[Result]) -> str:
         return [r for r in rows if r["section"] == section]
 
     size = machine.get("size", "published")
-    tables = [f"{machine['device']}, {size} size, batch {machine['batch']}, torch {machine['torch']}."]
+    tables = [
+        f"{machine['device']}, {size} size, batch {machine['batch']}, torch {machine['torch']}."
+    ]
     if of("steps"):
         head = "hooked step / plain step (quartiles)"
         tables.append(_by_case(head, of("steps") + of("released"), _step_ratio))

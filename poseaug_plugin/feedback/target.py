@@ -258,7 +258,7 @@ class ClosedLoop(nn.Module):
         skeleton, device = self.skeleton, generator.device
         batch = CanonicalBatch(*(field[batch.usable] for field in batch))
         size, frames = batch.keypoints.shape[:2]
-        if not size:
+        if not size or _run_length(frames) > _CAPACITY:
             return None
         runs = self._runs(frames, generator)
         camera = self._cameras(runs, batch.intrinsics)
@@ -306,12 +306,10 @@ class ClosedLoop(nn.Module):
 
     def _believe(self, measured: Tensor, source: Tensor) -> None:
         """Take over bone length ratios (groups,), bounded, at the size that was guessed first."""
-        counts = skeleton_tables(self.skeleton, source.device, source.dtype).pooling.count_nonzero(
-            1
-        )
+        own = per_bone(source, self.skeleton)
 
         def size(ratios: Tensor) -> Tensor:
-            return (ratios * source * counts).sum() / (source * counts).sum()
+            return per_bone(ratios, self.skeleton) @ own / own.sum()
 
         # The estimator is right about size more often than not; asked again, it would answer what
         # it was taught.
@@ -357,15 +355,14 @@ class ClosedLoop(nn.Module):
         which, when, *draws = torch.rand(5, size, device=joints.device, generator=generator)
         length = _run_length(frames)
         first = (which * self.known).long() * length + (when * (length - frames + 1)).long()
-        places = first[:, None] + torch.arange(frames, device=joints.device)
-        theirs = self.poses[places.clamp(0, _CAPACITY - 1)]
+        first = first.clamp(0, _CAPACITY - frames)
+        theirs = self.poses[first[:, None] + torch.arange(frames, device=joints.device)]
         is_posed = draws[0] < _POSED * self.share
         is_bodied = is_posed | (draws[1] < _BODIED * (self.share > 0))
         bones, posed = joints_to_bones(joints, skeleton), is_posed[:, None, None, None]
         lengths = bone_lengths(bones).unsqueeze(-1)
-        directions = bone_directions(joints_to_bones(theirs, skeleton)).where(
-            posed, bones / lengths
-        )
+        others = bone_directions(joints_to_bones(theirs, skeleton))
+        directions = torch.where(posed, others, bones / lengths)
         ratios = per_bone(self.ratios, skeleton).where(is_bodied[:, None], 1.0)
         root = torch.where(posed, theirs, joints)[:, :, skeleton.root]
         bones = directions * lengths * ratios[:, None, :, None]
@@ -380,7 +377,8 @@ class ClosedLoop(nn.Module):
         names = [self.skeleton.joints[c].split("_")[-1] for c in self.skeleton.bone_children]
         ratios = dict(zip(names, per_bone(self.ratios, self.skeleton).tolist(), strict=True))
         lengths = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
+        left_out = f" ({self.target.left_out} frames are not finite)" * bool(self.target.left_out)
         return (
             f"bones of the people there, by the joint they lead to: {lengths} of yours; "
-            f"{self.share:.0%} of the estimator's answers there can be learned from"
+            f"{self.share:.0%} of the estimator's answers there can be learned from{left_out}"
         )
