@@ -120,11 +120,12 @@ VALUES: dict[str, Any] = {
     "entropy_weight": 0.05,
     "feedback": True,
     "total_updates": 10,
+    "target_2d": torch.rand(80, 16, 2) - 0.5,
 }
 READ = {
     "default": {
         *("policy", "spread", "operations", "share"),
-        *("critic_weight", "entropy_weight", "feedback"),
+        *("critic_weight", "entropy_weight", "feedback", "target_2d"),
     },
     "random": {"spread", "operations", "share"},
     "paper": {"policy", "operations", "share", "total_updates"},
