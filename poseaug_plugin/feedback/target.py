@@ -21,6 +21,7 @@ from ..body.bones import (
 )
 from ..body.camera import Z_NEAR, solve_root, undistort_points
 from ..body.poses import CanonicalBatch
+from ..body.rotation import turn_by, vertical
 from ..body.skeleton import Skeleton
 from ..errors import PoseAugError
 
@@ -31,6 +32,7 @@ _CAPACITY = 4096  # frames of answers that are kept
 _FEWEST_ANSWERS = 16  # that show a body's lengths
 _GROWTH = 1.25  # of the number of updates, until answers are asked for again
 _BODY_BOUND, _SIZE_BOUND = 0.4, 0.1  # of a bone's length, of the body's size
+_TILT_BOUND = math.radians(3)  # of what was thought first
 # Square metres, over all bones: answers that have to change by more are left out.
 _CHANGE_BOUND = 0.06
 _SCALES = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
@@ -214,6 +216,7 @@ class ClosedLoop(nn.Module):
     first_update = 1000  # in which answers are asked for
     ratios: Tensor  # (groups,) bone lengths of the target / the training's
     size: Tensor  # 0-d, of the target's body / the training's; guessed once
+    down: Tensor  # (3,) the direction in which people stand, camera space; as of the first time
     poses: Tensor  # (frames, J, 3) camera space, metres; runs that are known come first
     intrinsics: Tensor  # (frames, 9) of the cameras that see them
     known: Tensor  # 0-d, how many runs are known
@@ -231,6 +234,7 @@ class ClosedLoop(nn.Module):
         self.register_buffer("ratios", torch.ones(skeleton.num_bone_length_groups))
         self.register_buffer("poses", torch.zeros(_CAPACITY, skeleton.num_joints, 3))
         self.register_buffer("intrinsics", torch.zeros(_CAPACITY, 9))
+        self.register_buffer("down", torch.zeros(3))
         for name in ("size", "known", "share", "asked"):
             self.register_buffer(name, torch.zeros(()))
 
@@ -300,7 +304,8 @@ class ClosedLoop(nn.Module):
         if answers is not None:
             lengths = per_bone(own * self.ratios, self.skeleton)
             poses, change = with_lengths_on_rays(answers.joints, lengths, self.skeleton)
-            self._keep(_smooth(poses), answers, answers.found.all(1) & (change < _CHANGE_BOUND))
+            is_known = answers.found.all(1) & (change < _CHANGE_BOUND)
+            self._keep(self._upright(_smooth(poses), is_known), answers, is_known)
         self.asked += 1
         _LOG.info("PoseAugHook: %s", self)
 
@@ -317,6 +322,21 @@ class ClosedLoop(nn.Module):
         self.size.copy_(torch.where(self.asked == 0, guess, self.size))
         ratios = measured * (self.size / size(measured))
         self.ratios.copy_(ratios.clamp(1 - _BODY_BOUND, 1 + _BODY_BOUND))
+
+    def _upright(self, poses: Tensor, is_known: Tensor) -> Tensor:
+        """Runs (N, T, J, 3) tilted back as far as people lean more than when first asked about.
+
+        A tilt towards the camera and one away from it look nearly the same in 2D, so an estimator
+        that is taught its own answers drifts from one to the other.
+        """
+        relative = root_relative(poses, self.skeleton)
+        down = vertical(relative[is_known].flatten(0, 1))
+        self.down.copy_(torch.where(self.asked == 0, down, self.down))
+        axis = torch.linalg.cross(down, self.down)
+        sine, cosine = torch.linalg.vector_norm(axis), down @ self.down
+        excess = (torch.atan2(sine, cosine) - _TILT_BOUND).clamp(min=0)
+        turn = axis / sine.clamp(min=1e-6) * excess
+        return poses + turn_by(turn.expand_as(relative), relative)
 
     def _keep(self, poses: Tensor, answers: Answers, is_known: Tensor) -> None:
         """Keep runs (N, T, J, 3) and their frames' cameras; those that are known (N,) first."""

@@ -324,6 +324,8 @@ def test_estimators_that_return_no_tensor_are_told() -> None:
 
     hook = make_hook(Talking(), **HOOKS["released"])
     augmented(hook, make_batch())
-    with pytest.raises(RuntimeError, match="asked by the hook, so it must return a tensor") as failure:
+    with pytest.raises(
+        RuntimeError, match="asked by the hook, so it must return a tensor"
+    ) as failure:
         hook.step()
     assert isinstance(failure.value.__cause__, PoseAugError)
