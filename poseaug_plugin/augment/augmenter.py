@@ -43,10 +43,8 @@ class Windows(Protocol):
 class Exchange(Protocol):
     """Puts other poses in place of some that were chosen."""
 
-    def mix_in(
-        self, chosen: CanonicalBatch, generator: torch.Generator
-    ) -> tuple[CanonicalBatch, Tensor]:
-        """The poses, and which of them are not to be augmented (B,)."""
+    def mix_in(self, chosen: CanonicalBatch, generator: torch.Generator) -> CanonicalBatch:
+        """The poses to augment."""
 
 
 @dataclass(eq=False)
@@ -91,14 +89,13 @@ class Augmenter:
             chosen = CanonicalBatch(*(field.index_select(0, sources) for field in batch))
         else:
             chosen = self.windows.sample(count, frames, self.generator)
-        stays = None
         if self.closed_loop is not None and not keeps_inputs:
-            chosen, stays = self.closed_loop.mix_in(chosen, self.generator)
+            chosen = self.closed_loop.mix_in(chosen, self.generator)
         noise = torch.randn(count, self.policy.noise_size, device=device, generator=self.generator)
         judged = None
         if frames > 1:
             judged = torch.randint(frames, (count,), device=device, generator=self.generator)
-        inputs = AugmentationInputs(chosen, noise, judged, keeps_cameras, stays)
+        inputs = AugmentationInputs(chosen, noise, judged, keeps_cameras)
         # Without a graph, which would be kept through the user's own forward and backward pass;
         # an update of the policy makes the same poses again with one. (Of fewer samples it has the
         # same bodies and views, but places are drawn from the poses that are left.)
@@ -124,9 +121,6 @@ class Augmenter:
         poses = inputs.poses
         parameters = self.policy(poses.joints, inputs.noise)
         augmented = apply_augmentation(poses.joints, parameters, self.skeleton)
-        if inputs.stays is not None:
-            moved = torch.where(inputs.stays[:, None, None, None], poses.joints, augmented.moved)
-            augmented = augmented._replace(moved=moved)
         intrinsics = poses.intrinsics
         if not inputs.keeps_cameras:
             intrinsics = with_focal_ratio(intrinsics, parameters.focal_ratio)

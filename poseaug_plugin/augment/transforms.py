@@ -43,7 +43,6 @@ class AugmentationInputs(NamedTuple):
     noise: Tensor  # (B, noise_size) standard normal
     judged_frame: Tensor | None  # (B,) which frame critics of single poses see; None for T = 1
     keeps_cameras: bool  # whatever the focal ratio is
-    stays: Tensor | None = None  # (B,) bool: poses that are not augmented; None for none
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,6 @@ from ..body.bones import (
 )
 from ..body.camera import Z_NEAR, solve_root, undistort_points
 from ..body.poses import CanonicalBatch
-from ..body.rotation import turn_by, vertical
 from ..body.skeleton import Skeleton
 from ..errors import PoseAugError
 
@@ -32,11 +31,11 @@ _CAPACITY = 4096  # frames of answers that are kept
 _FEWEST_ANSWERS = 16  # that show a body's lengths
 _GROWTH = 1.25  # of the number of updates, until answers are asked for again
 _BODY_BOUND, _SIZE_BOUND = 0.4, 0.1  # of a bone's length, of the body's size
-_TILT_BOUND = math.radians(3)  # of what was thought first
 # Square metres, over all bones: answers that have to change by more are left out.
 _CHANGE_BOUND = 0.06
 _SCALES = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
-_POSED, _BODIED, _AS_THEY_ARE = 0.75, 0.7, 0.25
+# Shares of what is augmented: poses of the target, and its bones on other poses.
+_POSED, _BODIED = 0.75, 0.7
 
 
 def on_their_rays(answers: Tensor, keypoints: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,8 +206,9 @@ class ClosedLoop(nn.Module):
 
     From time to time the estimator is asked for poses of the target's 2D. Its answers are put on
     the rays of their keypoints. Then bones that lie across the view show how long they are, and
-    bones of known length show how deep they reach. What comes out is better than the answers, so
-    the estimator learns from it; what had to change much is left out.
+    bones of known length show how deep they reach. What comes out is better than the answers; what
+    had to change much is left out. All of it is bent and turned like any pose: taught as it stands
+    it let estimators teach themselves their own mistakes (docs/experiments.md, 44).
 
     Critics and controller see nothing of this: an update that learns has the batch's own poses.
     """
@@ -216,7 +216,6 @@ class ClosedLoop(nn.Module):
     first_update = 1000  # in which answers are asked for
     ratios: Tensor  # (groups,) bone lengths of the target / the training's
     size: Tensor  # 0-d, of the target's body / the training's; guessed once
-    down: Tensor  # (3,) the direction in which people stand, camera space; as of the first time
     poses: Tensor  # (frames, J, 3) camera space, metres; runs that are known come first
     intrinsics: Tensor  # (frames, 9) of the cameras that see them
     known: Tensor  # 0-d, how many runs are known
@@ -234,7 +233,6 @@ class ClosedLoop(nn.Module):
         self.register_buffer("ratios", torch.ones(skeleton.num_bone_length_groups))
         self.register_buffer("poses", torch.zeros(_CAPACITY, skeleton.num_joints, 3))
         self.register_buffer("intrinsics", torch.zeros(_CAPACITY, 9))
-        self.register_buffer("down", torch.zeros(3))
         for name in ("size", "known", "share", "asked"):
             self.register_buffer(name, torch.zeros(()))
 
@@ -305,7 +303,7 @@ class ClosedLoop(nn.Module):
             lengths = per_bone(own * self.ratios, self.skeleton)
             poses, change = with_lengths_on_rays(answers.joints, lengths, self.skeleton)
             is_known = answers.found.all(1) & (change < _CHANGE_BOUND)
-            self._keep(self._upright(_smooth(poses), is_known), answers, is_known)
+            self._keep(_smooth(poses), answers, is_known)
         self.asked += 1
         _LOG.info("PoseAugHook: %s", self)
 
@@ -322,21 +320,6 @@ class ClosedLoop(nn.Module):
         self.size.copy_(torch.where(self.asked == 0, guess, self.size))
         ratios = measured * (self.size / size(measured))
         self.ratios.copy_(ratios.clamp(1 - _BODY_BOUND, 1 + _BODY_BOUND))
-
-    def _upright(self, poses: Tensor, is_known: Tensor) -> Tensor:
-        """Runs (N, T, J, 3) tilted back as far as people lean more than when first asked about.
-
-        A tilt towards the camera and one away from it look nearly the same in 2D, so an estimator
-        that is taught its own answers drifts from one to the other.
-        """
-        relative = root_relative(poses, self.skeleton)
-        down = vertical(relative[is_known].flatten(0, 1))
-        self.down.copy_(torch.where(self.asked == 0, down, self.down))
-        axis = torch.linalg.cross(down, self.down)
-        sine, cosine = torch.linalg.vector_norm(axis), down @ self.down
-        excess = (torch.atan2(sine, cosine) - _TILT_BOUND).clamp(min=0)
-        turn = axis / sine.clamp(min=1e-6) * excess
-        return poses + turn_by(turn.expand_as(relative), relative)
 
     def _keep(self, poses: Tensor, answers: Answers, is_known: Tensor) -> None:
         """Keep runs (N, T, J, 3) and their frames' cameras; those that are known (N,) first."""
@@ -366,13 +349,11 @@ class ClosedLoop(nn.Module):
             return own[torch.arange(len(places), device=own.device) // runs.shape[1] % len(own)]
         return self.target.intrinsics.to(own.device)[places]
 
-    def mix_in(
-        self, chosen: CanonicalBatch, generator: torch.Generator
-    ) -> tuple[CanonicalBatch, Tensor]:
-        """Exchange poses and bodies of a share of ``chosen``; and which are not augmented (B,)."""
+    def mix_in(self, chosen: CanonicalBatch, generator: torch.Generator) -> CanonicalBatch:
+        """Exchange poses and bodies of a share of ``chosen``."""
         joints, skeleton = chosen.joints, self.skeleton
         size, frames = joints.shape[:2]
-        which, when, *draws = torch.rand(5, size, device=joints.device, generator=generator)
+        which, when, *draws = torch.rand(4, size, device=joints.device, generator=generator)
         length = _run_length(frames)
         first = (which * self.known).long() * length + (when * (length - frames + 1)).long()
         first = first.clamp(0, _CAPACITY - frames)
@@ -387,9 +368,7 @@ class ClosedLoop(nn.Module):
         root = torch.where(posed, theirs, joints)[:, :, skeleton.root]
         bones = directions * lengths * ratios[:, None, :, None]
         camera = torch.where(is_posed[:, None], self.intrinsics[first], chosen.intrinsics)
-        changed = bones_to_joints(bones, skeleton, root)
-        stays = is_posed & (draws[2] < _AS_THEY_ARE)
-        return chosen._replace(joints=changed, intrinsics=camera), stays
+        return chosen._replace(joints=bones_to_joints(bones, skeleton, root), intrinsics=camera)
 
     def __str__(self) -> str:
         if not self.asked:
