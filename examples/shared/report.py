@@ -266,17 +266,12 @@ def _peak_memory(r: Result) -> str:
 def format_generalisation_compact(results: list[Result]) -> str:
     """Make a line per estimator: MPJPE of the second test, and its change against the first row.
 
-    Rows that every estimator has; changes over the seeds that both rows have. A cell with fewer
-    seeds than the others says so.
+    Changes over the seeds that both rows have. A cell with fewer seeds than the others says so, one
+    with none is a dash.
     """
     test = list(results[0]["tests"])[1]
     most = len({r["seed"] for r in results})
-    kinds = {(r["estimator"], r["frames"]) for r in results}
-    rows = [
-        row
-        for row in rows_of(results)
-        if {(r["estimator"], r["frames"]) for r in results if r["row"] == row} == kinds
-    ]
+    rows = rows_of(results)
     lines = [
         f"| {test} MPJPE, mm, mean of seeds | {' | '.join(rows)} |",
         "|---" * (len(rows) + 1) + "|",
@@ -286,6 +281,9 @@ def format_generalisation_compact(results: list[Result]) -> str:
         cells = []
         for row in rows:
             errors = values_of(chosen, row, test, "MPJPE")
+            if not errors:
+                cells.append("-")
+                continue
             told = f"{len(errors)} seed{'s'[: len(errors) > 1]}" if len(errors) < most else ""
             notes = "; ".join(filter(None, (_paired_change(chosen, row, rows[0], test), told)))
             cells.append(f"{mean(errors):.1f} ({notes})" if notes else f"{mean(errors):.1f}")
