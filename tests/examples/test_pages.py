@@ -26,7 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(poseaug_plugin.__file__).parent
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", *DOCS]
-LINKING = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "tests" / "golden" / "README.md"]
+LINKING = [
+    *PAGES,
+    ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "tests" / "golden" / "README.md",
+]
 RESULTS = sorted((ROOT / "docs" / "results").glob("*"))
 
 
