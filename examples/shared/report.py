@@ -19,7 +19,8 @@ from typing import Any
 
 from poseaug_plugin import AugmentationPolicy, PoseAugHook
 
-from .files import FileError, write_whole
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where it is run as a script
+from shared.files import FileError, write_whole
 
 Result = dict[str, Any]
 
