@@ -175,7 +175,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="the whole path in seconds")
     arguments = parser.parse_args()
     real = arguments.data or arguments.h36m
-    arguments.epochs = arguments.epochs or (2 if arguments.smoke else 20 if real else 16)
+    arguments.epochs = arguments.epochs or (2 if arguments.smoke else 28)
     arguments.batch = arguments.batch or (512 if real else 256)
     return arguments
 
