@@ -1,6 +1,6 @@
 """Train one estimator four ways, and test it on new people, new motions and new cameras.
 
-    python examples/quickstart.py                     # procedural motion, about three minutes
+    python examples/quickstart.py                     # procedural motion, three minutes
     python examples/quickstart.py --data FOLDER       # motion capture, see docs/examples.md
     python examples/quickstart.py --h36m data_3d_h36m.npz
 
@@ -167,7 +167,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--epochs", type=positive, help="16; 20 with --data or --h36m")
+    parser.add_argument("--epochs", type=positive, default=28)
     parser.add_argument("--batch", type=positive, help="256; 512 with --data or --h36m")
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --out")
@@ -175,7 +175,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="the whole path in seconds")
     arguments = parser.parse_args()
     real = arguments.data or arguments.h36m
-    arguments.epochs = arguments.epochs or (2 if arguments.smoke else 28)
+    if arguments.smoke:
+        arguments.epochs = 2
     arguments.batch = arguments.batch or (512 if real else 256)
     return arguments
 
