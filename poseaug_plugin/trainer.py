@@ -162,7 +162,7 @@ class Trainer:
             if batch is not None:
                 self.monitor.count(~batch.batch.usable)
             if self._asks and self.closed_loop is not None:
-                failure = self._close(self.closed_loop, batch, context)
+                failure = self._ask_about_target(self.closed_loop, batch, context)
             if learns:
                 failure = self._train(batch, predicted, skip, context, fills) or failure
             self.num_updates += 1
@@ -260,10 +260,10 @@ class Trainer:
         """Whether the next update asks the estimator about the target."""
         return self.closed_loop is not None and self.closed_loop.is_due(self.num_updates)
 
-    def _close(
+    def _ask_about_target(
         self, loop: ClosedLoop, batch: AugmentedBatch | None, context: UpdateContext | None
     ) -> Exception | None:
-        """Ask about the target, every rank about other frames; gives what failed on this rank."""
+        """Every rank asks about other frames of it; gives what failed on this rank."""
         answers, failure = None, None
         try:
             if batch is not None and context is not None and context.host is not None:

@@ -156,9 +156,9 @@ class Run:
         if options is not None:
             options = dict(options)
             if told := options.pop("told", None):
-                self.train_set = data.told[told]
+                self.train_set = data.told[told]()
             if known := options.get("target_2d"):
-                target = data.known_2d[known]
+                target = data.known_2d[known]()
                 options["target_2d"] = target.parts(target.keypoints)
                 options["target_camera"] = target.intrinsics
             if options.get("preset") in ("released", "paper"):

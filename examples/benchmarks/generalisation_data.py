@@ -7,7 +7,8 @@ trains on the people of the source, seen by the `source` cameras. The test is on
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,13 +56,16 @@ class Sequences(NamedTuple):
         return list(values.split((self.first.unique_consecutive(return_counts=True)[1]).tolist()))
 
 
+Made = Callable[[], Sequences]  # few runs need them
+
+
 class Benchmark(NamedTuple):
     """Sequences to train on, to test on, and whose 2D alone is known, by name."""
 
     train: Sequences
     tests: dict[str, Sequences]
-    known_2d: dict[str, Sequences]
-    told: dict[str, Sequences]  # the training set as someone would make it who knows the target
+    known_2d: dict[str, Made]
+    told: dict[str, Made]  # the training set as someone would make it who knows the target
 
 
 def as_sequences(seen: Pairs, device: torch.device) -> Sequences:
@@ -183,7 +187,6 @@ def load(
     def seen(motion: Motion, home: str, room: str, **options: Any) -> Sequences:
         return as_sequences(domains.pairs(motion, home, room, **options), device)
 
-    known_2d, told = {}, {}
     if validate:
         train, others = split(source, held_out)
         others = _every(others, clips)
@@ -200,14 +203,19 @@ def load(
             "cross-dataset": seen(others, "target", "new"),
             "pose gap": seen(others, "target", "known"),
         }
-        known_2d["own"] = seen(train, "source", "known", subjects=subjects, every=every)
-        if clips > 1:  # of other clips than those that are tested on
-            rest = _every(target, clips, 1)
-            known_2d["target"] = seen(rest, "target", "new")
-            second = {s: named for s, named in rest.items() if s.startswith("BN2")}
-            known_2d["other people"] = seen(second, "target", "new")
-            theirs = _with_bodies_of({s: train[s] for s in subjects}, rest)
-            told["bodies"] = seen(theirs, "source", "known", every=every)
-            told["bodies and cameras"] = seen(theirs, "source", "new", every=every)
     learned = seen(train, "source", "known", subjects=subjects, every=every)
+    known_2d: dict[str, Made] = {"own": lambda: learned}
+    told: dict[str, Made] = {}
+    if clips > 1 and not validate:  # of other clips than those that are tested on
+        rest = _every(target, clips, 1)
+        second = {s: named for s, named in rest.items() if s.startswith("BN2")}
+
+        def with_their_bodies(room: str) -> Sequences:
+            theirs = _with_bodies_of({s: train[s] for s in subjects}, rest)
+            return seen(theirs, "source", room, every=every)
+
+        known_2d["target"] = partial(seen, rest, "target", "new")
+        known_2d["other people"] = partial(seen, second, "target", "new")
+        told["bodies"] = partial(with_their_bodies, "known")
+        told["bodies and cameras"] = partial(with_their_bodies, "new")
     return Benchmark(learned, tests, known_2d, told)

@@ -139,7 +139,7 @@ class TargetKeypoints:
         except (TypeError, ValueError, RuntimeError):
             sequences = []
         shapes = {tuple(s.shape[1:]) if s.dim() == 3 else () for s in sequences}
-        joined = torch.cat(sequences) if len(shapes) == 1 else torch.empty(0)
+        joined = torch.cat(sequences).detach() if len(shapes) == 1 else torch.empty(0)
         if joined.dim() != 3 or joined.shape[2] != 2:
             got = [tuple(s.shape) for s in sequences[:3]] or f"{type(keypoints).__name__} of others"
             raise PoseAugError(
@@ -174,7 +174,8 @@ def _per_frame(camera: Any, lengths: Tensor) -> Tensor:
     """(frames, 9) intrinsics; `PoseAugError` for what is none."""
     frames = int(lengths.sum())
     try:
-        rows = torch.as_tensor(np.asarray(camera, np.float32))
+        given = camera if isinstance(camera, Tensor) else np.asarray(camera, np.float32)
+        rows = torch.as_tensor(given, dtype=torch.float32, device="cpu").detach()
     except (TypeError, ValueError):
         rows = torch.empty(0)
     if rows.shape == (len(lengths), 9):

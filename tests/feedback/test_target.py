@@ -41,6 +41,7 @@ from poseaug_plugin.body.bones import (
     per_bone,
     with_bone_lengths,
 )
+from poseaug_plugin.body.poses import CanonicalBatch
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.feedback.target import (
     ClosedLoop,
@@ -210,6 +211,14 @@ def test_sequences_keep_to_themselves(kind: Any) -> None:
     assert torch.equal(target.intrinsics[::30].double(), h36m_intrinsics(3).float().double())
 
 
+@pytest.mark.parametrize("change", [Tensor.bfloat16, Tensor.requires_grad_, Tensor.double])
+def test_tensors_of_any_kind_are_taken(change: Any) -> None:
+    target = TargetKeypoints(change(keypoints_2d()), change(h36m_intrinsics(1)[0]))
+    for made in (target.keypoints, target.intrinsics):
+        assert made.dtype == torch.float32
+        assert not made.requires_grad
+
+
 def test_missing_frames_are_left_out_and_end_a_sequence() -> None:
     keypoints = keypoints_2d(100)
     keypoints[40:45] = torch.nan
@@ -336,6 +345,22 @@ def test_a_share_of_the_batch_is_of_the_target() -> None:
     own = average_bone_lengths(here[:, 0], H36M_16).median(0).values
     slope = (lengths / own).log() @ closed_loop(hook).ratios.log()
     assert slope > 0.5 * closed_loop(hook).ratios.log().square().sum()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_no_more_poses_are_exchanged_than_answers_are_known(share: float) -> None:
+    loop = ClosedLoop(TargetKeypoints(keypoints_2d()), H36M_16)
+    loop.share.fill_(share)
+    loop.ratios.fill_(1.2)
+    poses = people(2000)
+    chosen = CanonicalBatch(poses, *seen(poses), torch.ones(2000, dtype=torch.bool))
+    mixed = loop.mix_in(chosen, torch.Generator().manual_seed(0))
+    posed = (mixed.intrinsics == 0).all(1)  # none are kept, so their cameras are zero
+    assert posed.float().mean().item() == pytest.approx(0.75 * share, abs=0.04)
+    own = (mixed.joints - poses).flatten(1).abs().amax(1) < 1e-4
+    assert own.float().mean().item() == pytest.approx(
+        (1 - 0.75 * share) * (0.3 if share else 1), abs=0.04
+    )
 
 
 def test_an_update_that_learns_sees_the_batchs_own_poses_alone() -> None:
