@@ -16,6 +16,7 @@ import sys
 import time
 import warnings
 from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,15 @@ TUNED = Spread(
     torso_length=0.35,
     keep_view=0.5,
 )
-# Other starts of the policy.
-NARROW = Spread(pitch=0.25, roll=0.1, limb_angle=0.15, bone_angle=0.05, torso_angle=0.1)
-WIDE = Spread(
-    pitch=0.7,
-    roll=0.3,
-    limb_angle=0.42,
-    bone_angle=0.147,
-    torso_angle=0.294,
-    bone_length=0.21,
-    torso_length=0.49,
-)
+
+
+def times(factor: float) -> Spread:
+    """Another start of the policy: all that it can widen or narrow, so many times as wide."""
+    start = Spread()
+    names = ("pitch", "roll", "limb_angle", "bone_angle", "torso_angle")
+    names += ("bone_length", "torso_length")
+    return replace(start, **{name: factor * getattr(start, name) for name in names})
+
 
 ROWS: dict[str, dict[str, Any] | None] = {
     "none": None,
@@ -65,10 +64,12 @@ ROWS: dict[str, dict[str, Any] | None] = {
     "paper": {"preset": "paper"},
     "append": {"mix": "append"},
     "nothing learned": {"preset": "random"},
-    "default from narrow": {"spread": NARROW},
-    "default from wide": {"spread": WIDE},
-    "nothing learned from narrow": {"preset": "random", "spread": NARROW},
-    "nothing learned from wide": {"preset": "random", "spread": WIDE},
+    "default from 0.5": {"spread": times(0.5)},
+    "default from 1.4": {"spread": times(1.4)},
+    "default from 2": {"spread": times(2.0)},
+    "nothing learned from 0.5": {"preset": "random", "spread": times(0.5)},
+    "nothing learned from 1.4": {"preset": "random", "spread": times(1.4)},
+    "nothing learned from 2": {"preset": "random", "spread": times(2.0)},
     "closed loop": {"target_2d": "target"},
     "closed loop, other people": {"target_2d": "other people"},
     "closed loop, own 2D": {"target_2d": "own"},
