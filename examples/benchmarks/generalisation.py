@@ -25,6 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from poseaug_plugin import PoseAdapter, PoseAugHook, Spread, metrics
+from poseaug_plugin.body.bones import average_bone_lengths
+from poseaug_plugin.body.presets import H36M_16
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shared import checkpoints
@@ -105,6 +107,7 @@ def schedule(estimator: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "clips": arguments.clips,
         "held_out": list(arguments.held_out) if arguments.validate else None,
         "train_cameras": arguments.train_cameras,
+        "noise": arguments.noise,
     }
 
 
@@ -121,7 +124,8 @@ def check_results(
         if name not in arguments.estimators or result["frames"] != arguments.frames:
             continue
         asked = {**schedule(name, arguments), "tests": sorted(tests)}
-        has = {**asked, "train_cameras": "source", **result, "tests": sorted(result["tests"])}
+        has = {**asked, "train_cameras": "source", "noise": 0.0, **result}
+        has["tests"] = sorted(result["tests"])
         _check_same(f"--out {arguments.out} has runs of {name}", has, asked)
 
 
@@ -151,6 +155,7 @@ class Run:
         self.optimizer = torch.optim.Adam(self.estimator.parameters(), lr=self.lr)
         self.order = torch.Generator().manual_seed(seed)
         self.updates, self.seconds = 0, 0.0
+        self.ratios: list[dict[str, Any]] = []  # of bone lengths there, as the hook believes
         self.hook: PoseAugHook | None = None
         options = ROWS[row]
         self.train_set = data.train
@@ -239,16 +244,35 @@ class Run:
             "seconds": round(self.seconds),
             "tests": self.evaluate(),
             **of_hook(self.hook),
+            **({"bone_ratios": [*self.ratios, self._true_ratios()]} if self.ratios else {}),
         }
+
+    def note_ratios(self) -> None:
+        """Keep what a closed loop believes now of the bones there."""
+        state = {} if self.hook is None else self.hook.state_dict()["training"]["modules"]
+        if "closed_loop.ratios" in state:
+            ratios = state["closed_loop.ratios"].tolist()
+            self.ratios.append({"updates": self.updates, "ratios": ratios})
+
+    def _true_ratios(self) -> dict[str, Any]:
+        """What there is to be found out."""
+        there = self.data.known_2d[(ROWS[self.row] or {})["target_2d"]]()
+        theirs, ours = (
+            average_bone_lengths(s.joints, H36M_16).median(0).values
+            for s in (there, self.train_set)
+        )
+        return {"updates": None, "ratios": (theirs / ours).tolist()}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a bit-exact continuation needs."""
         run = {"schedule": self.schedule, "updates": self.updates, "seconds": self.seconds}
+        run["ratios"] = self.ratios
         return run | checkpoints.states(self.order, **self._parts)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state_dict`."""
         self.updates, self.seconds = state["updates"], state["seconds"]
+        self.ratios = state["ratios"]
         checkpoints.restore(state, self.order, **self._parts)
 
 
@@ -271,6 +295,7 @@ def complete(run: Run, checkpoint: Path) -> None:
     with tqdm(total=total, initial=run.updates, desc=label, unit="step", mininterval=5) as bar:
         while run.updates < total:
             run.train(bar, until=min(total, run.updates + max(1, total // 10)))
+            run.note_ratios()
             checkpoints.save(run.state_dict(), checkpoint)
 
 
@@ -297,6 +322,9 @@ def parse_arguments(given: Sequence[str] | None) -> argparse.Namespace:
         choices=("source", "ceiling", "chest", "knee"),
         default="source",
         help="the source's, or a group of the target's; its other groups test then",
+    )
+    parser.add_argument(
+        "--noise", type=float, default=0.0, help="of all 2D; 0.01 is 5 px of a picture 1,000 wide"
     )
     parser.add_argument("--validate", action="store_true", help="held-out source motions only")
     parser.add_argument(
@@ -327,6 +355,7 @@ def main(given: Sequence[str] | None = None) -> None:
         every=arguments.every,
         clips=arguments.clips,
         train_cameras=arguments.train_cameras,
+        noise=arguments.noise,
     )
     check_results(read_results(arguments.out), data.tests, arguments)
     print(f"{len(data.train.joints):,} training frames, {device}", flush=True)

@@ -68,8 +68,11 @@ class Benchmark(NamedTuple):
     told: dict[str, Made]  # the training set as someone would make it who knows the target
 
 
-def as_sequences(seen: Pairs, device: torch.device) -> Sequences:
-    """Cut pairs into sequences, where the clip or the camera changes."""
+def as_sequences(seen: Pairs, device: torch.device, noise: float = 0.0) -> Sequences:
+    """Cut pairs into sequences, where the clip or the camera changes.
+
+    ``noise`` is a detector's, as the standard deviation of normalised coordinates.
+    """
     names, lenses = seen.clip_name, seen.intrinsics
     changes = (names[1:] != names[:-1]) | (lenses[1:] != lenses[:-1]).any(1)
     starts = torch.tensor([0, *(changes.nonzero()[0] + 1).tolist()])
@@ -79,8 +82,11 @@ def as_sequences(seen: Pairs, device: torch.device) -> Sequences:
     def per_frame(values: Tensor) -> Tensor:
         return values.repeat_interleave(lengths).to(device)
 
+    keypoints = torch.from_numpy(seen.keypoints_2d)
+    generator = torch.Generator().manual_seed(0)
+    keypoints = keypoints + noise * torch.randn(keypoints.shape, generator=generator)
     return Sequences(
-        *(torch.from_numpy(a).to(device) for a in seen[:3]),
+        *(x.to(device) for x in (keypoints, *map(torch.from_numpy, seen[1:3]))),
         per_frame(starts),
         per_frame(ends - 1),
         tuple(seen.camera_group.tolist()),
@@ -157,6 +163,7 @@ def load(
     every: int = 1,
     clips: int = 1,
     train_cameras: str = "source",
+    noise: float = 0.0,
 ) -> Benchmark:
     """Read the three files.
 
@@ -171,6 +178,8 @@ def load(
         clips: Take every n-th clip of the test sets.
         train_cameras: Cameras to train with: the source's, or a group of the target's. Its other
             groups test then.
+        noise: Of all 2D, those of training and tests and what is known of the target: the standard
+            deviation of normalised coordinates.
     """
     source, target, rigs = read_domains(folder)
     abroad = demo_cameras() if validate else rigs
@@ -185,7 +194,7 @@ def load(
     domains = Domains(source, target, Rigs(cameras, centres))
 
     def seen(motion: Motion, home: str, room: str, **options: Any) -> Sequences:
-        return as_sequences(domains.pairs(motion, home, room, **options), device)
+        return as_sequences(domains.pairs(motion, home, room, **options), device, noise)
 
     if validate:
         train, others = split(source, held_out)
