@@ -1,6 +1,7 @@
-"""A dot plot of the results of `generalisation.py`, by kind of camera.
+"""Pictures of the results of `generalisation.py`: errors by kind of camera, bodies found out.
 
 python examples/benchmarks/generalisation_figure.py docs/results/generalisation.json PICTURE.png
+python examples/benchmarks/generalisation_figure.py docs/results/generalisation.json B.png bodies
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from statistics import mean
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from shared.figures import AFTER, plt
 from shared.report import Result, read_results, rows_of
+
+from poseaug_plugin.body.presets import H36M_16
 
 _COLOURS = {
     "none": "#c9ced2",
@@ -59,5 +62,37 @@ def draw_generalisation(path: Path, results: list[Result]) -> None:
     plt.close(figure)
 
 
+def draw_bodies(path: Path, results: list[Result]) -> None:
+    """Draw what closed loops believe of the bones there, over the training, and what is true.
+
+    Args:
+        path: PNG to write.
+        results: Finished runs; of each estimator the first with a closed loop is drawn.
+    """
+    runs = {r["estimator"]: r for r in reversed(results) if "bone_ratios" in r}
+    names = dict(zip(H36M_16.bone_length_groups, H36M_16.bone_children, strict=True))
+    figure, panels = plt.subplots(
+        1, len(runs), figsize=(4.6 * len(runs), 4), sharey=True, squeeze=False
+    )
+    for axes, (estimator, run) in zip(panels[0], sorted(runs.items()), strict=True):
+        *found, true = run["bone_ratios"]
+        updates = [0, *(f["updates"] for f in found)]
+        for group, child in sorted(names.items()):
+            name = H36M_16.joints[child].removeprefix("right_").removeprefix("left_")
+            believed = [1.0, *(f["ratios"][group] for f in found)]
+            (line,) = axes.plot(updates, believed, label=name)
+            axes.plot(updates[-1] * 1.04, true["ratios"][group], "<", color=line.get_color())
+        axes.set(title=estimator, xlabel="updates (at the right: true)")
+        axes.grid(axis="y", alpha=0.3)
+    panels[0][0].set_ylabel("bone length there / of the training's people")
+    panels[0][-1].legend(
+        title="bone that leads to", loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 if __name__ == "__main__":
-    draw_generalisation(Path(sys.argv[2]), read_results(Path(sys.argv[1])))
+    draw = draw_bodies if "bodies" in sys.argv[3:] else draw_generalisation
+    draw(Path(sys.argv[2]), read_results(Path(sys.argv[1])))
