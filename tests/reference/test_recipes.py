@@ -125,9 +125,7 @@ def test_rows_of_the_paper() -> None:
     assert isinstance(feedback, EstimatorFeedback)
     (moved,) = feedback.cases
     assert (moved.weight, moved.hardness) == (1.0, Ramp(3.0, 5.0))
-    assert (feedback.ask.error, feedback.ask.mode, feedback.warmup) == (
-        *("squared_norm", "frozen", 0.04),
-    )
+    assert (feedback.error, feedback.mode, feedback.warmup) == ("squared_norm", "frozen", 0.04)
     assert isinstance(ranges, RangeTerm)
     assert (ranges.weight, ranges.angle_limit, ranges.length_limit) == (1.0, 0.205, 0.1)
     assert training.policy.network.branches == 1
@@ -146,7 +144,7 @@ def test_rows_of_the_released_code() -> None:
     bent, moved = feedback.cases
     assert bent[:3] == (0.1, Ramp(3.0, 5.0), 2.0)
     assert moved[:3] == (0.01, Ramp(17.0, 17.0), 15.0)
-    assert (feedback.ask.error, feedback.ask.mode, feedback.warmup) == ("grouped", "as_found", 0.04)
+    assert (feedback.error, feedback.mode, feedback.warmup) == ("grouped", "as_found", 0.04)
     assert isinstance(ranges, ReleasedRangeTerm)
     assert training.frame_check is released_frame_check
     assert training.policy.network.branches == 4

@@ -181,11 +181,14 @@ def term_of(*cases: FeedbackCase, warmup: float = 0.0) -> tuple[EstimatorFeedbac
     def loss(harder: Tensor, easier: Tensor, ratio: float, tolerance: float) -> Tensor:
         return (harder - ratio * easier) ** 2 + tolerance
 
-    return EstimatorFeedback(asked, cases, loss, warmup=warmup, project=project_points), asked
+    nobody: Any = None
+    term = EstimatorFeedback(nobody, cases, loss, "squared_norm", "frozen", warmup)
+    term.ask = asked  # type: ignore[method-assign]
+    return term, asked
 
 
-BENT = FeedbackCase(0.1, Ramp(3.0, 5.0), 2.0, lambda g: g.poses.bent)
-MOVED = FeedbackCase(0.01, Ramp(17.0, 17.0), 15.0, lambda g: g.poses.moved)
+BENT = FeedbackCase(0.1, Ramp(3.0, 5.0), 2.0, "bent")
+MOVED = FeedbackCase(0.01, Ramp(17.0, 17.0), 15.0, "moved")
 
 
 def made_batch() -> Any:
@@ -203,9 +206,9 @@ def test_feedback_is_the_weighted_sum_of_its_cases(progress: float) -> None:
     made = made_batch()
     total = term(made)
     clean, _, intrinsics, _ = made.inputs.poses
-    bent_2d = project_points(made.poses.bent, intrinsics)
+    bent_2d = project_clamped(made.poses.bent, intrinsics)
     expected_asks = [
-        (project_points(clean, intrinsics), clean),
+        (project_clamped(clean, intrinsics), clean),
         (bent_2d, made.poses.bent),
         (made.keypoints, made.poses.moved),
     ]
