@@ -24,7 +24,7 @@ _PATIENCE = 100  # batches that come to nothing, after which a word is due
 class InertCallback:
     """Calls ``method(owner, ...)`` while the owner lives; does nothing in copies.
 
-    Deep-copying or pickling the user's model takes its forward hooks along. The copy gets the bound
+    Copying or pickling the user's model takes its forward hooks along. The copy gets the bound
     method of a null context, which takes any arguments and needs nothing of this package.
     """
 
@@ -42,9 +42,6 @@ class InertCallback:
         owner = self.owner()
         if owner is not None:
             self._method(owner, *arguments)
-
-    def __deepcopy__(self, _: Any) -> Callable[..., None]:
-        return nullcontext().__exit__
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")
@@ -86,8 +83,7 @@ def unwatch_optimizers(owner: object) -> None:
 
 def device_of(module: nn.Module) -> torch.device:
     """The device of a module's first parameter; the CPU where it has none."""
-    parameter = next(module.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def holds_parameters(optimizer: Optimizer, estimator: nn.Module) -> bool:
