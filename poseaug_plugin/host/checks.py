@@ -37,11 +37,6 @@ class BatchReport(NamedTuple):
     reprojection_error: float = torch.nan  # of projected 3D, normalised units, upper quartile
     fitting_focal_length: float = torch.nan  # with which 3D would project onto 2D best
 
-    @property
-    def ok(self) -> bool:
-        """Nothing to complain of."""
-        return not self.problems
-
     def __str__(self) -> str:
         assumed = " (assumed)" if self.camera_is_assumed else ""
         figures = (
@@ -54,7 +49,7 @@ class BatchReport(NamedTuple):
             f"focal length {self.focal_length:.2f}{assumed}, "
             f"2D and 3D fit {self.fitting_focal_length:.2f}"
         )
-        verdict = "ok" if self.ok else "\n".join(f"- {p}" for p in self.problems)
+        verdict = "\n".join(f"- {problem}" for problem in self.problems) or "ok"
         return f"{figures}\n{verdict}"
 
 

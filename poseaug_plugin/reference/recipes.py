@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -39,13 +39,9 @@ from .regressors import RegressorPolicy
 _GROWING = Ramp(3.0, 5.0)
 
 
-class FeedbackCase(NamedTuple):
-    """Poses on which the estimator is asked, and how much harder than their originals they get."""
-
-    weight: float
-    hardness: Ramp
-    tolerance: float
-    stage: Literal["bent", "moved"]  # of `AugmentedPoses`
+# A weight, how much harder than their originals poses are to get, the tolerance of that, and which
+# of the `AugmentedPoses` the estimator is asked about.
+FeedbackCase = tuple[float, Ramp, float, Literal["bent", "moved"]]
 
 
 @dataclass
@@ -209,11 +205,11 @@ class Paper:
         targets = self.bent_hardness, self.moved_hardness
         bent, moved = (ramp if isinstance(ramp, Ramp) else Ramp(ramp, ramp) for ramp in targets)
         tolerances = (2.0, 15.0) if self.is_released else (0.0, 0.0)
-        cases = (
-            FeedbackCase(self.bent_weight, bent, tolerances[0], "bent"),
-            FeedbackCase(self.moved_weight, moved, tolerances[1], "moved"),
+        cases: tuple[FeedbackCase, ...] = (
+            (self.bent_weight, bent, tolerances[0], "bent"),
+            (self.moved_weight, moved, tolerances[1], "moved"),
         )
-        return tuple(case for case in cases if case.weight)
+        return tuple(case for case in cases if case[0])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,7 +42,7 @@ def built(preset: Paper, **options: Any) -> Training:
 
 def hardness_of(preset: Paper) -> list[Ramp]:
     feedback = next(t for t in built(preset).terms if isinstance(t, EstimatorFeedback))
-    return [case.hardness for case in feedback.cases]
+    return [hardness for _, hardness, *_ in feedback.cases]
 
 
 def test_a_number_is_a_ramp_that_stays() -> None:
@@ -124,7 +124,7 @@ def test_rows_of_the_paper() -> None:
     feedback, ranges = training.terms[2:]
     assert isinstance(feedback, EstimatorFeedback)
     (moved,) = feedback.cases
-    assert (moved.weight, moved.hardness) == (1.0, Ramp(3.0, 5.0))
+    assert moved[:2] == (1.0, Ramp(3.0, 5.0))
     assert (feedback.error, feedback.mode, feedback.warmup) == ("squared_norm", "frozen", 0.04)
     assert isinstance(ranges, RangeTerm)
     assert (ranges.weight, ranges.angle_limit, ranges.length_limit) == (1.0, 0.205, 0.1)

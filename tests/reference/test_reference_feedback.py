@@ -187,8 +187,8 @@ def term_of(*cases: FeedbackCase, warmup: float = 0.0) -> tuple[EstimatorFeedbac
     return term, asked
 
 
-BENT = FeedbackCase(0.1, Ramp(3.0, 5.0), 2.0, "bent")
-MOVED = FeedbackCase(0.01, Ramp(17.0, 17.0), 15.0, "moved")
+BENT: FeedbackCase = (0.1, Ramp(3.0, 5.0), 2.0, "bent")
+MOVED: FeedbackCase = (0.01, Ramp(17.0, 17.0), 15.0, "moved")
 
 
 def made_batch() -> Any:

@@ -178,7 +178,7 @@ def test_feedback_gradient_is_that_of_finite_differences(mode: str) -> None:
         CanonicalBatch(joints, project_points(joints, camera), camera, usable), noise, None, True
     )
     whole = Ramp(1.0, 1.0)
-    cases = (FeedbackCase(0.5, whole, 0.0, "bent"), FeedbackCase(1.0, whole, 0.0, "moved"))
+    cases: tuple[FeedbackCase, ...] = ((0.5, whole, 0.0, "bent"), (1.0, whole, 0.0, "moved"))
 
     def loss() -> Tensor:
         generator = own_stream(1)  # the same dropout every time
