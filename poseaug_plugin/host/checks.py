@@ -224,14 +224,12 @@ def detour(joints: Tensor, skeleton: Skeleton) -> float:
     distances = torch.cdist(joints, joints).flatten(0, 1).median(0).values.tolist()
     bones = zip(skeleton.bone_children, skeleton.bone_parents, strict=True)
     own = sum(distances[child][parent] for child, parent in bones)
-    # Prim's algorithm; J is two dozen.
-    nearest = dict(enumerate(distances[skeleton.root]))
-    del nearest[skeleton.root]
-    shortest = 0.0
-    while nearest:
-        joint = min(nearest, key=nearest.__getitem__)
-        shortest += nearest.pop(joint)
-        nearest = {j: min(d, distances[joint][j]) for j, d in nearest.items()}
+    tree, shortest = [skeleton.root], 0.0
+    while len(tree) < len(distances):  # Prim's algorithm; J is two dozen
+        outside = set(range(len(distances))).difference(tree)
+        length, nearest = min((distances[a][b], b) for a in tree for b in outside)
+        shortest += length
+        tree.append(nearest)
     return own / max(shortest, 1e-9)
 
 
