@@ -14,7 +14,6 @@ from ..adversary.critics import (
     KeypointCritic,
     PartKCSCritic,
     RangeTerm,
-    Term,
     weighted_mean,
 )
 from ..augment.transforms import GeneratedPoses, matching_frames
@@ -173,9 +172,8 @@ class Paper:
             mode="as_found" if released else "frozen",
             warmup=self.warmup,
         )
-        range_term: Term = RangeTerm(skeleton, weight=1.0, length_limit=0.1)
-        if released:
-            range_term = ReleasedRangeTerm(skeleton)
+        paper_range = RangeTerm(skeleton, weight=1.0, length_limit=0.1)
+        range_term = ReleasedRangeTerm(skeleton) if released else paper_range
         optimizers: list[GuardedAdam] = []
 
         def make_optimizer(network: nn.Module) -> GuardedAdam:
