@@ -32,7 +32,7 @@ from poseaug_plugin.augment.transforms import (
 from poseaug_plugin.body.bones import bone_directions, joints_to_bones
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.body.rotation import axis_angle_to_matrix
-from poseaug_plugin.reference.feedback import ReleasedRangeTerm, dead_zone
+from poseaug_plugin.reference.recipes import ReleasedRangeTerm, dead_zone
 from poseaug_plugin.reference.regressors import RegressorPolicy
 
 AUGMENTOR, LOSSES = map(golden, ("augmentor", "losses"))

@@ -15,14 +15,16 @@ from poseaug_plugin import PoseAdapter, PoseAugError
 from poseaug_plugin.adversary.critics import AdversarialTerm, RangeTerm
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.options import Options, Surroundings, Training, UpdateContext
-from poseaug_plugin.reference.feedback import (
+from poseaug_plugin.reference.recipes import (
     BothSidedTerm,
+    EstimatorFeedback,
+    Paper,
     Ramp,
+    Released,
     ReleasedRangeTerm,
     project_clamped,
     released_frame_check,
 )
-from poseaug_plugin.reference.recipes import EstimatorFeedback, Paper, Released
 from poseaug_plugin.runtime.isolation import TorchDefaults
 from poseaug_plugin.runtime.optimizer import GuardedAdam
 

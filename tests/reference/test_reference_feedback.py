@@ -31,9 +31,13 @@ from poseaug_plugin.body.bones import bone_directions, joints_to_bones
 from poseaug_plugin.body.camera import project_points
 from poseaug_plugin.body.presets import H36M_16, SKELETONS
 from poseaug_plugin.body.skeleton import Skeleton
-from poseaug_plugin.reference.feedback import (
+from poseaug_plugin.reference.recipes import (
     BothSidedTerm,
+    EstimatorFeedback,
+    FeedbackCase,
+    Paper,
     Ramp,
+    Released,
     ReleasedRangeTerm,
     dead_zone,
     error_groups,
@@ -44,7 +48,6 @@ from poseaug_plugin.reference.feedback import (
     released_feedback,
     released_frame_check,
 )
-from poseaug_plugin.reference.recipes import EstimatorFeedback, FeedbackCase, Paper, Released
 
 WEIGHTS = torch.tensor([1.0, 0, 1, 1, 0, 1], dtype=torch.float64)
 each_preset = pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS)

@@ -16,8 +16,13 @@ from poseaug_plugin.augment.transforms import AugmentationInputs, GeneratedPoses
 from poseaug_plugin.body.bones import root_relative
 from poseaug_plugin.body.poses import CanonicalBatch
 from poseaug_plugin.body.presets import H36M_16
-from poseaug_plugin.reference.feedback import Ramp, estimator_errors, paper_feedback
-from poseaug_plugin.reference.recipes import EstimatorFeedback, FeedbackCase
+from poseaug_plugin.reference.recipes import (
+    EstimatorFeedback,
+    FeedbackCase,
+    Ramp,
+    estimator_errors,
+    paper_feedback,
+)
 from poseaug_plugin.runtime.isolation import isolated_call, unwrap_module
 
 each_mode = pytest.mark.parametrize("mode", ["frozen", "as_found"])
