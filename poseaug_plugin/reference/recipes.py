@@ -26,7 +26,7 @@ from ..body.skeleton import Skeleton
 from ..errors import check_choice, check_number
 from ..options import Options, Surroundings, Training, UpdateContext, learns
 from ..runtime.optimizer import GuardedAdam
-from .regressors import RegressorPolicy
+from .regressors import RegressorPolicy, trunk_bones
 
 
 class Ramp(NamedTuple):
@@ -69,14 +69,11 @@ def joint_weights(skeleton: Skeleton) -> tuple[float, ...]:
 
 def error_groups(skeleton: Skeleton) -> tuple[tuple[int, ...], ...]:
     """Proximal, middle and distal joints of the released feedback error, without the trunk."""
-    limb_joints = {j for _, js in skeleton.limbs for j in js}
-    trunk, to_root = {skeleton.root}, skeleton.bones_to_root
-    for _, joints in skeleton.limbs:
-        trunk |= {skeleton.bone_children[b] for b in to_root(skeleton.attachment(joints))}
-    proximal = {js[0] for _, js in skeleton.limbs}
-    distal = {j for _, js in skeleton.limbs for j in js[2:]}
-    middle = {js[1] for _, js in skeleton.limbs if len(js) > 1}
-    middle |= set(range(skeleton.num_joints)) - limb_joints - trunk  # head and neck
+    trunk = {skeleton.root, *(skeleton.bone_children[b] for b in trunk_bones(skeleton))}
+    proximal = {joints[0] for _, joints in skeleton.limbs}
+    distal = {j for _, joints in skeleton.limbs for j in joints[2:]}
+    middle = {joints[1] for _, joints in skeleton.limbs if len(joints) > 1}
+    middle |= set(range(skeleton.num_joints)) - trunk - proximal - distal  # head and neck
     return tuple(tuple(sorted(group)) for group in (proximal, middle, distal) if group)
 
 
