@@ -99,9 +99,8 @@ def check_estimator(estimator: nn.Module) -> None:
         raise PoseAugError(f"PoseAugHook: estimator must be a torch.nn.Module, got {kind}.")
     parts = (*estimator.modules(), *estimator.parameters())
     kinds = {kind.__name__ for part in parts for kind in type(part).__mro__}
-    if kinds & {"FullyShardedDataParallel", "FSDPModule", "DTensor"} or any(
-        getattr(part, "_is_flat_param", False) for part in parts
-    ):
+    is_flat = any(getattr(part, "_is_flat_param", False) for part in parts)
+    if is_flat or kinds & {"FullyShardedDataParallel", "FSDPModule", "DTensor"}:
         raise PoseAugError(
             "PoseAugHook: FSDP shards the estimator's parameters, which the hook cannot follow; "
             "use DistributedDataParallel."
