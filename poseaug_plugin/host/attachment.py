@@ -39,8 +39,7 @@ class InertCallback:
     # Not compiled: a compiled step of the user's would take all of the hook's training in.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _call(self, *arguments: Any) -> None:
-        owner = self.owner()
-        if owner is not None:
+        if (owner := self.owner()) is not None:
             self._method(owner, *arguments)
 
     def __reduce__(self) -> tuple[Any, ...]:

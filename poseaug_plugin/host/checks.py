@@ -91,7 +91,7 @@ def check_batch(
     """Read a batch's values (this syncs the device) and say in words what looks wrong."""
     batch = canonical_batch(evenly_spaced(poses, len(poses.joints), _ENOUGH))
     usable = batch.usable
-    joints, keypoints = batch.joints[usable], batch.keypoints[usable]
+    joints, keypoints, intrinsics = (field[usable] for field in batch[:3])
     keypoints = matching_frames(keypoints, joints.shape[1], target_frame(keypoints.shape[1]))
     shortest = poses.intrinsics[:, :2].min().item()
     if shortest <= 0 or not usable.any():
@@ -102,7 +102,6 @@ def check_batch(
         if shortest <= 0:
             problem = f"focal lengths must be above 0 (for no camera give None), got {shortest:g}"
         return BatchReport((problem,), not has_camera, shortest)
-    intrinsics = batch.intrinsics[usable]
     errors = (project_points(joints, intrinsics) - keypoints).norm(dim=-1).flatten(1)
     bones = bone_lengths(joints_to_bones(joints, skeleton))
     # By least squares, the lens left out.
