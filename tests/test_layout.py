@@ -55,7 +55,7 @@ FLOORS: tuple[dict[str, tuple[tuple[str, ...], ...]], ...] = (
         "host": (("adapter", "attachment"), ("checks", "sequences")),
     },
     {"options": ()},
-    {"reference": (("feedback", "regressors"), ("recipes",)), "trainer": ()},
+    {"reference": (("regressors",), ("recipes",)), "trainer": ()},
     {"hook": ()},
     {"__init__": ()},
 )

@@ -227,19 +227,17 @@ def mix_cameras(
 ) -> Any:
     """The cameras (N, 9) of a batch of `mix`, of the type and device that came in.
 
-    ``camera`` is of `one_each`: (B, 9) intrinsics, tensor or array; or several things, of which the
-    first is that and the others have a row per sample. None stays None.
+    ``camera`` is of `one_each`: (B, 9) intrinsics, tensor or array, None, or a tuple or list that
+    begins with them; what else is in it comes back as it is.
     """
     (given, *others), structure = tree_flatten(camera)
-    mixed = given
-    if given is not None:
-        own = given if isinstance(given, Tensor) else torch.from_numpy(given.copy())
-        sources, accepted = sources.to(own.device), accepted.to(own.device)
-        mixed = mix(own, augmented.to(own), sources, accepted, appends)
-        mixed = mixed if isinstance(given, Tensor) else np.asarray(mixed)
-    if appends:
-        others = [_again(values, len(sources)) for values in others]
-    return tree_unflatten([mixed, *others], structure)
+    if given is None:
+        return camera
+    own = given if isinstance(given, Tensor) else torch.from_numpy(given.copy())
+    how = sources.to(own.device), accepted.to(own.device), appends
+    mixed = mix(own, augmented.to(own), *how)
+    made = mixed if isinstance(given, Tensor) else np.asarray(mixed)
+    return tree_unflatten([made, *others], structure)
 
 
 def one_each(camera: Any, batch_size: int) -> Any:
@@ -249,10 +247,3 @@ def one_each(camera: Any, batch_size: int) -> Any:
         is_tensor = isinstance(given, Tensor)
         given = given.repeat(batch_size, 1) if is_tensor else np.tile(given, (batch_size, 1))
     return tree_unflatten([given, *others], structure)
-
-
-def _again(values: Any, batch_size: int) -> Any:
-    """What has a row per sample, for a batch and its appended copy."""
-    if not getattr(values, "ndim", 0) or len(values) != batch_size:
-        return values
-    return torch.cat([values] * 2) if isinstance(values, Tensor) else np.concatenate([values] * 2)

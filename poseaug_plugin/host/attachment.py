@@ -24,7 +24,7 @@ _PATIENCE = 100  # batches that come to nothing, after which a word is due
 class InertCallback:
     """Calls ``method(owner, ...)`` while the owner lives; does nothing in copies.
 
-    Deep-copying or pickling the user's model takes its forward hooks along. The copy gets the bound
+    Copying or pickling the user's model takes its forward hooks along. The copy gets the bound
     method of a null context, which takes any arguments and needs nothing of this package.
     """
 
@@ -39,12 +39,8 @@ class InertCallback:
     # Not compiled: a compiled step of the user's would take all of the hook's training in.
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _call(self, *arguments: Any) -> None:
-        owner = self.owner()
-        if owner is not None:
+        if (owner := self.owner()) is not None:
             self._method(owner, *arguments)
-
-    def __deepcopy__(self, _: Any) -> Callable[..., None]:
-        return nullcontext().__exit__
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (nullcontext(), "__exit__")
@@ -86,8 +82,7 @@ def unwatch_optimizers(owner: object) -> None:
 
 def device_of(module: nn.Module) -> torch.device:
     """The device of a module's first parameter; the CPU where it has none."""
-    parameter = next(module.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def holds_parameters(optimizer: Optimizer, estimator: nn.Module) -> bool:
@@ -103,9 +98,8 @@ def check_estimator(estimator: nn.Module) -> None:
         raise PoseAugError(f"PoseAugHook: estimator must be a torch.nn.Module, got {kind}.")
     parts = (*estimator.modules(), *estimator.parameters())
     kinds = {kind.__name__ for part in parts for kind in type(part).__mro__}
-    if kinds & {"FullyShardedDataParallel", "FSDPModule", "DTensor"} or any(
-        getattr(part, "_is_flat_param", False) for part in parts
-    ):
+    is_flat = any(getattr(part, "_is_flat_param", False) for part in parts)
+    if is_flat or kinds & {"FullyShardedDataParallel", "FSDPModule", "DTensor"}:
         raise PoseAugError(
             "PoseAugHook: FSDP shards the estimator's parameters, which the hook cannot follow; "
             "use DistributedDataParallel."

@@ -24,37 +24,32 @@ class BatchReport(NamedTuple):
 
     problems: tuple[str, ...]
     camera_is_assumed: bool  # none was given
-    usable_share: float  # samples that are finite and in front of the camera
-    root_depth: float  # median, metres
-    body_size: float  # median sum of bone lengths, metres
-    asymmetry: float  # median |left - right| / mean length of paired bones
-    length_variation: float  # of the most variable bone: standard deviation / mean over the batch
-    detour: float  # bones together / shortest tree through the joints; 1 is a body
-    knees_forward_share: float  # of bent knees
-    upright_share: float  # of poses, the torso above the feet
-    off_screen: str  # what speaks against normalised screen coordinates, in words
-    reprojection_error: float  # distance of 2D and projected 3D, normalised units, upper quartile
     focal_length: float  # in use, normalised units
-    fitting_focal_length: float  # with which 3D would project onto 2D best
-
-    @property
-    def ok(self) -> bool:
-        """Nothing to complain of."""
-        return not self.problems
+    usable_share: float = 0.0  # samples that are finite and in front of the camera
+    root_depth: float = torch.nan  # median, metres
+    body_size: float = torch.nan  # median sum of bone lengths, metres
+    asymmetry: float = torch.nan  # median |left - right| / mean length of paired bones
+    length_variation: float = torch.nan  # standard deviation / mean of the most variable bone
+    detour: float = torch.nan  # bones together / shortest tree through the joints; 1 is a body
+    knees_forward_share: float = torch.nan  # of bent knees
+    upright_share: float = torch.nan  # of poses, the torso above the feet
+    off_screen: str = ""  # what speaks against normalised screen coordinates, in words
+    reprojection_error: float = torch.nan  # of projected 3D, normalised units, upper quartile
+    fitting_focal_length: float = torch.nan  # with which 3D would project onto 2D best
 
     def __str__(self) -> str:
         assumed = " (assumed)" if self.camera_is_assumed else ""
-        pixels = 500 * self.reprojection_error
         figures = (
             f"usable samples {self.usable_share:.0%}, root depth {self.root_depth:.2f} m\n"
             f"bones {self.body_size:.2f} m together, left/right difference {self.asymmetry:.1%}, "
             f"most variable bone {self.length_variation:.0%}, detour {self.detour:.2f}, "
             f"knees bend forward {self.knees_forward_share:.0%}\n"
             f"upright {self.upright_share:.0%}, reprojection error {self.reprojection_error:.4f} "
-            f"({pixels:.1f} px at width 1000), focal length {self.focal_length:.2f}{assumed}, "
+            f"({500 * self.reprojection_error:.1f} px at width 1000), "
+            f"focal length {self.focal_length:.2f}{assumed}, "
             f"2D and 3D fit {self.fitting_focal_length:.2f}"
         )
-        verdict = "ok" if self.ok else "\n".join(f"- {p}" for p in self.problems)
+        verdict = "\n".join(f"- {problem}" for problem in self.problems) or "ok"
         return f"{figures}\n{verdict}"
 
 
@@ -96,9 +91,8 @@ def check_batch(
     """Read a batch's values (this syncs the device) and say in words what looks wrong."""
     batch = canonical_batch(evenly_spaced(poses, len(poses.joints), _ENOUGH))
     usable = batch.usable
-    joints, keypoints = batch.joints[usable], batch.keypoints[usable]
-    target = target_frame(keypoints.shape[1])  # where 3D is of one frame alone
-    keypoints = matching_frames(keypoints, joints.shape[1], target)
+    joints, keypoints, intrinsics = (field[usable] for field in batch[:3])
+    keypoints = matching_frames(keypoints, joints.shape[1], target_frame(keypoints.shape[1]))
     shortest = poses.intrinsics[:, :2].min().item()
     if shortest <= 0 or not usable.any():
         problem = (
@@ -107,12 +101,12 @@ def check_batch(
         )
         if shortest <= 0:
             problem = f"focal lengths must be above 0 (for no camera give None), got {shortest:g}"
-        unknown: list[Any] = [torch.nan] * (len(BatchReport._fields) - 3)
-        report = BatchReport((problem,), not has_camera, 0.0, *unknown)
-        return report._replace(focal_length=shortest)
-    intrinsics = batch.intrinsics[usable]
+        return BatchReport((problem,), not has_camera, shortest)
     errors = (project_points(joints, intrinsics) - keypoints).norm(dim=-1).flatten(1)
     bones = bone_lengths(joints_to_bones(joints, skeleton))
+    # By least squares, the lens left out.
+    rays, offsets = joints[..., :2] / joints[..., 2:], keypoints - intrinsics[:, None, None, 2:4]
+    fits = (offsets * rays).sum((1, 2, 3)) / rays.square().sum((1, 2, 3)).clamp(min=1e-12)
     report = BatchReport(
         problems=(),
         camera_is_assumed=not has_camera,
@@ -127,7 +121,7 @@ def check_batch(
         off_screen=_off_screen(keypoints, skeleton),
         reprojection_error=errors.median(1).values.quantile(0.75).item(),
         focal_length=intrinsics[:, :2].mean().item(),
-        fitting_focal_length=_fitting_focal_length(joints, keypoints, intrinsics),
+        fitting_focal_length=fits.median().item(),
     )
     return report._replace(problems=tuple(_problems(report, skeleton)))
 
@@ -148,11 +142,18 @@ def _problems(report: BatchReport, skeleton: Skeleton) -> Iterator[str]:
             f"bones are {report.body_size:.2f} m long together, a person's are 3 to 6: wrong unit, "
             "or normalised poses"
         )
-    if disorder := _disorder(report):
-        yield (
-            f"{disorder}: is the joint order that of {skeleton.name!r} "
-            f"({', '.join(skeleton.joints)})?"
-        )
+    disorder = ""
+    if report.asymmetry > _ASYMMETRIC:
+        disorder = f"left and right bones differ by {report.asymmetry:.0%}"
+    # People differ in a bone's length by less; joints that no bone connects, by more.
+    elif report.length_variation > 0.35:
+        disorder = f"a bone's length varies by {report.length_variation:.0%} over the batch"
+    elif report.detour > 1.2:  # Human3.6M's own joints come to 1.1
+        times = f"{report.detour:.2f} times"
+        disorder = f"bones are {times} as long as the shortest tree through the joints"
+    if disorder:
+        order = f"{skeleton.name!r} ({', '.join(skeleton.joints)})"
+        yield f"{disorder}: is the joint order that of {order}?"
     elif report.knees_forward_share < 0.2:
         yield (
             f"only {report.knees_forward_share:.0%} of the bent knees bend forward: left and right "
@@ -180,27 +181,6 @@ def _problems(report: BatchReport, skeleton: Skeleton) -> Iterator[str]:
             "position is not where the adapter expects it (root='trajectory', 'absolute' or "
             "'zeroed')"
         )
-
-
-def _disorder(report: BatchReport) -> str:
-    """What speaks against the joint order, in words; empty where nothing does."""
-    if report.asymmetry > _ASYMMETRIC:
-        return f"left and right bones differ by {report.asymmetry:.0%}"
-    # People differ in a bone's length by less; joints that no bone connects, by more.
-    if report.length_variation > 0.35:
-        return f"a bone's length varies by {report.length_variation:.0%} over the batch"
-    if report.detour > 1.2:  # Human3.6M's own joints come to 1.1
-        ratio = f"{report.detour:.2f} times as long as"
-        return f"bones are {ratio} the shortest tree through the joints"
-    return ""
-
-
-def _fitting_focal_length(joints: Tensor, keypoints: Tensor, intrinsics: Tensor) -> float:
-    """Median over samples of the focal length that least squares finds, lens left out."""
-    rays = joints[..., :2] / joints[..., 2:]
-    offsets = keypoints - intrinsics[:, None, None, 2:4]
-    fits = (offsets * rays).sum((1, 2, 3)) / rays.square().sum((1, 2, 3)).clamp(min=1e-12)
-    return fits.median().item()
 
 
 def _off_screen(keypoints: Tensor, skeleton: Skeleton) -> str:
@@ -243,14 +223,12 @@ def detour(joints: Tensor, skeleton: Skeleton) -> float:
     distances = torch.cdist(joints, joints).flatten(0, 1).median(0).values.tolist()
     bones = zip(skeleton.bone_children, skeleton.bone_parents, strict=True)
     own = sum(distances[child][parent] for child, parent in bones)
-    # Prim's algorithm; J is two dozen.
-    nearest = dict(enumerate(distances[skeleton.root]))
-    del nearest[skeleton.root]
-    shortest = 0.0
-    while nearest:
-        joint = min(nearest, key=nearest.__getitem__)
-        shortest += nearest.pop(joint)
-        nearest = {j: min(d, distances[joint][j]) for j, d in nearest.items()}
+    tree, shortest = [skeleton.root], 0.0
+    while len(tree) < len(distances):  # Prim's algorithm; J is two dozen
+        outside = set(range(len(distances))).difference(tree)
+        length, nearest = min((distances[a][b], b) for a in tree for b in outside)
+        shortest += length
+        tree.append(nearest)
     return own / max(shortest, 1e-9)
 
 
@@ -264,16 +242,13 @@ def knees_forward_share(joints: Tensor, skeleton: Skeleton) -> float:
     legs = [parts.get(f"{side}_leg", ()) for side in ("left", "right")]
     if any(len(leg) < 3 for leg in legs):
         return torch.nan
-    left, right = (joints[..., leg[0], :] for leg in legs)
+    hips, knees, ankles = (joints[..., [leg[i] for leg in legs], :] for i in range(3))
     above = [j for j in range(skeleton.num_joints) if j not in (*legs[0], *legs[1])]
+    left, right = hips.unbind(-2)
     front = torch.linalg.cross(left - right, joints[..., above, :].mean(-2) - (left + right) / 2)
-    forward = []
-    for hip, knee, ankle in (leg[:3] for leg in legs):
-        bend = joints[..., knee, :] - (joints[..., hip, :] + joints[..., ankle, :]) / 2
-        length = (joints[..., hip, :] - joints[..., ankle, :]).norm(dim=-1)
-        bent = bend.norm(dim=-1) > 0.05 * length  # nearer to straight it does not tell
-        forward.append((bend * front).sum(-1)[bent] > 0)
-    return torch.cat(forward).float().mean().item()
+    bend = knees - (hips + ankles) / 2
+    bent = bend.norm(dim=-1) > 0.05 * (hips - ankles).norm(dim=-1)  # straighter it does not tell
+    return ((bend * front.unsqueeze(-2)).sum(-1) > 0)[bent].float().mean().item()
 
 
 def upright_share(joints: Tensor, skeleton: Skeleton) -> float:

@@ -70,10 +70,6 @@ class PoseSource:
         check_flag("PoseSource: flip", flip)
         self.sequences, self.causal, self.flip = sequences, causal, flip
 
-    def __repr__(self) -> str:
-        frames = sum(len(s) for s in self.sequences)
-        return f"PoseSource({len(self.sequences)} sequences, {frames} frames)"
-
     def target_frame(self, frames: int) -> int:
         """Which frame of a window the estimator is to lift."""
         return frames - 1 if self.causal else middle_frame(frames)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache
 from typing import ClassVar, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..adversary.critics import (
@@ -15,82 +16,166 @@ from ..adversary.critics import (
     KeypointCritic,
     PartKCSCritic,
     RangeTerm,
-    Term,
+    length_ratios,
     weighted_mean,
 )
-from ..augment.augmenter import FrameCheck, Projection
-from ..augment.transforms import GeneratedPoses, Policy, matching_frames
+from ..augment.transforms import GeneratedPoses, matching_frames
 from ..body.bones import root_relative
-from ..body.camera import in_view
+from ..body.camera import Z_NEAR, in_view, project_rays
 from ..body.skeleton import Skeleton
 from ..errors import check_choice, check_number
 from ..options import Options, Surroundings, Training, UpdateContext, learns
 from ..runtime.optimizer import GuardedAdam
-from .feedback import (
-    BothSidedTerm,
-    ErrorKind,
-    Ramp,
-    ReleasedRangeTerm,
-    estimator_errors,
-    paper_feedback,
-    project_clamped,
-    released_feedback,
-    released_frame_check,
-)
-from .regressors import RegressorPolicy
+from .regressors import RegressorPolicy, trunk_bones
+
+
+class Ramp(NamedTuple):
+    """A value that goes linearly from ``start`` to ``end`` over the training."""
+
+    start: float
+    end: float
+
+    def at(self, progress: float) -> float:
+        """The value at ``progress`` in [0, 1]."""
+        return self.start + (self.end - self.start) * progress
+
 
 _GROWING = Ramp(3.0, 5.0)
+ErrorKind = Literal["squared_norm", "grouped"]
 
 
-class FeedbackCase(NamedTuple):
-    """Poses on which the estimator is asked, and how much harder than their originals they get."""
+def estimator_errors(
+    predicted: Tensor, target: Tensor, kind: ErrorKind, skeleton: Skeleton
+) -> Tensor:
+    """L_P of every sample, both poses (B, T, J, 3) root-relative in metres.
 
-    weight: float
-    hardness: Ramp
-    tolerance: float
-    poses: Callable[[GeneratedPoses], Tensor]  # (B, T, J, 3)
+    ``"squared_norm"`` is the paper's, (B, 1); ``"grouped"``, (B, groups), the released code's:
+    joint-weighted means over proximal, middle and distal joints.
+    """
+    difference = predicted - target
+    if kind == "squared_norm":
+        return difference.square().sum((2, 3)).mean(1, keepdim=True)
+    groups = _error_table(skeleton, difference.device).to(difference.dtype)
+    return difference.norm(dim=-1).mean(1) @ groups.T
+
+
+def joint_weights(skeleton: Skeleton) -> tuple[float, ...]:
+    """Weights of the released feedback error: 5, 2, 1, 1 ... outwards on limbs, 1 elsewhere."""
+    weights = dict.fromkeys(range(skeleton.num_joints), 1.0)
+    for _, joints in skeleton.limbs:
+        weights |= dict(zip(joints, (5.0, 2.0), strict=False))
+    return tuple(weights.values())
+
+
+def error_groups(skeleton: Skeleton) -> tuple[tuple[int, ...], ...]:
+    """Proximal, middle and distal joints of the released feedback error, without the trunk."""
+    trunk = {skeleton.root, *(skeleton.bone_children[b] for b in trunk_bones(skeleton))}
+    proximal = {joints[0] for _, joints in skeleton.limbs}
+    distal = {j for _, joints in skeleton.limbs for j in joints[2:]}
+    middle = {joints[1] for _, joints in skeleton.limbs if len(joints) > 1}
+    middle |= set(range(skeleton.num_joints)) - trunk - proximal - distal  # head and neck
+    return tuple(tuple(sorted(group)) for group in (proximal, middle, distal) if group)
+
+
+@cache
+def _error_table(skeleton: Skeleton, device: torch.device) -> Tensor:
+    """(groups, J) that makes joint-weighted means of joint errors."""
+    weights = joint_weights(skeleton)
+    rows = [
+        [weight / len(group) if joint in group else 0.0 for joint, weight in enumerate(weights)]
+        for group in error_groups(skeleton)
+    ]
+    return torch.tensor(rows, dtype=torch.float64, device=device)
+
+
+def paper_feedback(harder: Tensor, easier: Tensor, ratio: float, _: float = 0.0) -> Tensor:
+    """|1 - exp(L_P(X') - beta L_P(X))| per entry (PoseAug equation 3); the exponent stops at 20."""
+    return (1 - torch.exp((harder - ratio * easier).clamp(max=20.0))).abs()
+
+
+def released_feedback(harder: Tensor, easier: Tensor, ratio: float, tolerance: float) -> Tensor:
+    """Squared distance of L_P(X') / L_P(X) from ``ratio``, 0 inside +-``tolerance``, per entry."""
+    return dead_zone(harder / easier.clamp(min=1e-9), ratio, tolerance)
+
+
+def dead_zone(values: Tensor, centre: float, half_width: float) -> Tensor:
+    """(v - centre)^2 where |v - centre| > half_width, else 0, per entry."""
+    distance = (values - centre).square()
+    return torch.where(distance > half_width**2, distance, 0.0)
+
+
+class BothSidedTerm(AdversarialTerm):
+    """1/2 [D(real)^2 + (D(fake) - 1)^2]; the first half is a constant, with no gradient."""
+
+    def __call__(self, generated: GeneratedPoses) -> Tensor:
+        """The weighted term, 0-d."""
+        real = self.critic(self.critic.real(generated)).detach()
+        half = 0.5 * self.critic.weight * weighted_mean(real.square(), generated.weights)
+        return super().__call__(generated) + half
+
+
+@dataclass
+class ReleasedRangeTerm:
+    """Two-sided limits on the mean bone angle, and limits on every bone length ratio."""
+
+    skeleton: Skeleton
+    name = "range"
+
+    def __call__(self, generated: GeneratedPoses) -> Tensor:
+        """The weighted term, 0-d."""
+        turned, weights = generated.angle_change.mean(1), generated.weights
+        angle = weighted_mean(dead_zone(turned, 0.205, 0.165), weights)
+        ratios = length_ratios(generated, self.skeleton)
+        return 3.0 * (angle + weighted_mean(dead_zone(ratios, 0.0, 0.1), weights))
+
+
+def project_clamped(points: Tensor, intrinsics: Tensor) -> Tensor:
+    """`project_points` with x/z and y/z cut to [-1, 1], and so the gradient that pulls it back."""
+    return project_rays((points[..., :2] / points[..., 2:]).clamp(-1, 1), intrinsics)
+
+
+def released_frame_check(points: Tensor, keypoints: Tensor, _: Tensor) -> Tensor:
+    """In front of the camera, and no coordinate above 1: the left and the top are open."""
+    return (points[..., 2] > Z_NEAR) & (keypoints <= 1).all(-1)
+
+
+# A weight, how much harder than their originals poses are to get, the tolerance of that, and which
+# of the `AugmentedPoses` the estimator is asked about.
+FeedbackCase = tuple[float, Ramp, float, Literal["bent", "moved"]]
 
 
 @dataclass
 class EstimatorFeedback:
     """The estimator's own error as a term of the policy's loss, asked without a trace in it."""
 
-    ask: IsolatedEstimator
+    surroundings: Surroundings
     cases: tuple[FeedbackCase, ...]
     loss: Callable[[Tensor, Tensor, float, float], Tensor]
+    error: ErrorKind
+    mode: Literal["frozen", "as_found"]  # of `isolated_call`
     warmup: float
-    project: Projection
+    context: UpdateContext | None = None  # of the update that begins
     progress: float = 0.0  # share of the training that is done
     name = "feedback"
 
     def __call__(self, generated: GeneratedPoses) -> Tensor:
         """The weighted term, 0-d."""
-        weights = generated.weights
-        total = weights.new_zeros(())
+        total = generated.weights.new_zeros(())
         if not self.cases or (self.warmup and self.progress <= self.warmup):
             return total
         clean, _, intrinsics, _ = generated.inputs.poses
-        easier = self.ask(self.project(clean, intrinsics), clean).detach()
-        for case in self.cases:
-            poses, hardness = case.poses(generated), case.hardness.at(self.progress)
-            moved = poses is generated.poses.moved
-            keypoints = generated.keypoints if moved else self.project(poses, intrinsics)
-            terms = self.loss(self.ask(keypoints, poses), easier, hardness, case.tolerance)
-            total = total + case.weight * weighted_mean(terms, weights)
+        easier = self.ask(project_clamped(clean, intrinsics), clean).detach()
+        for weight, hardness, tolerance, stage in self.cases:
+            poses, keypoints = getattr(generated.poses, stage), generated.keypoints
+            if stage == "bent":
+                keypoints = project_clamped(poses, intrinsics)
+            harder = self.ask(keypoints, poses)
+            terms = self.loss(harder, easier, hardness.at(self.progress), tolerance)
+            total = total + weight * weighted_mean(terms, generated.weights)
         return total
 
-
-@dataclass
-class IsolatedEstimator:
-    """The estimator's error L_P, differentiable in the poses."""
-
-    surroundings: Surroundings
-    error: ErrorKind
-    mode: Literal["frozen", "as_found"]  # of `isolated_call`
-    context: UpdateContext | None = None  # of the update that begins
-
-    def __call__(self, keypoints: Tensor, joints: Tensor) -> Tensor:
-        """(B, T, J, 2) and (B, T, J, 3) to errors (B, terms)."""
+    def ask(self, keypoints: Tensor, joints: Tensor) -> Tensor:
+        """The error L_P (B, terms) on (B, T, J, 2) and (B, T, J, 3), differentiable in both."""
         assert self.context is not None
         _, batch, host, defaults = self.context
         assert batch is not None
@@ -101,34 +186,6 @@ class IsolatedEstimator:
         predicted = self.surroundings.ask(inputs, defaults, self.mode)
         joints = root_relative(matching_frames(joints, predicted.shape[1], batch.target), skeleton)
         return estimator_errors(root_relative(predicted, skeleton), joints, self.error, skeleton)
-
-
-class Formulas(NamedTuple):
-    """What differs between the paper, by default, and the released code beside numbers."""
-
-    policy: Callable[..., Policy] = partial(RegressorPolicy, shared_extractor=True)
-    error: ErrorKind = "squared_norm"
-    mode: Literal["frozen", "as_found"] = "frozen"  # of the estimator that is asked
-    feedback: Callable[[Tensor, Tensor, float, float], Tensor] = paper_feedback
-    tolerances: tuple[float, float] = (0.0, 0.0)  # of the feedback on bent and on moved poses
-    adversarial: Callable[[Critic], Term] = AdversarialTerm
-    range: Callable[[Skeleton], Term] = partial(RangeTerm, weight=1.0, length_limit=0.1)
-    # By aspect ratio. The paper's keypoints are of clamped rays, so they do not tell.
-    frame_check: Callable[[float], FrameCheck] = lambda aspect: (
-        lambda points, _, camera: in_view(points, camera, aspect)
-    )
-
-
-RELEASED = Formulas(
-    policy=partial(RegressorPolicy, fixed_trunk=True),
-    error="grouped",
-    mode="as_found",
-    feedback=released_feedback,
-    tolerances=(2.0, 15.0),
-    adversarial=BothSidedTerm,
-    range=ReleasedRangeTerm,
-    frame_check=lambda _: released_frame_check,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +221,7 @@ class Paper:
     name: ClassVar[str] = "paper"
     share: ClassVar[float] = 0.5
     reads: ClassVar[frozenset[str]] = frozenset(("policy", "operations", "share", "total_updates"))
-    formulas: ClassVar[Formulas] = Formulas()
+    is_released: ClassVar[bool] = False  # else by the paper's formulas
 
     def __post_init__(self) -> None:
         check_choice("kcs", self.kcs, ("parts", "whole"))
@@ -182,12 +239,22 @@ class Paper:
         """Make the networks and what they minimise."""
         assert options.total_updates is not None
         _, _, skeleton, generator = surroundings
-        total, formulas = options.total_updates, self.formulas
-        policy = options.policy
+        total, released, policy = options.total_updates, self.is_released, options.policy
         if policy is None:
-            policy = formulas.policy(skeleton, operations=options.operations, width=self.width)
+            policy = RegressorPolicy(
+                skeleton,
+                operations=options.operations,
+                fixed_trunk=released,
+                shared_extractor=not released,
+                width=self.width,
+            )
         policy.to(generator.device)
-        frame_check = formulas.frame_check(surroundings.aspect_ratio)
+
+        def in_frame(points: Tensor, _: Tensor, camera: Tensor) -> Tensor:
+            # The keypoints do not tell, being of clamped rays.
+            return in_view(points, camera, surroundings.aspect_ratio)
+
+        frame_check = released_frame_check if released else in_frame
         if not learns(policy):
             return Training(policy, project=project_clamped, frame_check=frame_check)
         critics: tuple[Critic, ...] = (
@@ -196,10 +263,18 @@ class Paper:
         )
         critics[0].weight, critics[1].weight = self.weight_3d, self.weight_2d
         critics[0].interval = critics[1].interval = 2
-        ask = IsolatedEstimator(surroundings, error=formulas.error, mode=formulas.mode)
+        adversarial_term = BothSidedTerm if released else AdversarialTerm
+        adversarial = (adversarial_term(critic) for critic in critics if critic.weight)
         feedback = EstimatorFeedback(
-            ask, self._cases(), formulas.feedback, warmup=self.warmup, project=project_clamped
+            surroundings,
+            self._cases(),
+            released_feedback if released else paper_feedback,
+            error="grouped" if released else "squared_norm",
+            mode="as_found" if released else "frozen",
+            warmup=self.warmup,
         )
+        paper_range = RangeTerm(skeleton, weight=1.0, length_limit=0.1)
+        range_term = ReleasedRangeTerm(skeleton) if released else paper_range
         optimizers: list[GuardedAdam] = []
 
         def make_optimizer(network: nn.Module) -> GuardedAdam:
@@ -207,16 +282,15 @@ class Paper:
             return optimizers[-1]
 
         def before_update(context: UpdateContext) -> None:
-            ask.context = context
+            feedback.context = context
             feedback.progress = min(context.num_updates / total, 1.0)
             for optimizer in optimizers:
                 optimizer.set_learning_rate(self.learning_rate * (1.0 - feedback.progress))
 
-        adversarial = (formulas.adversarial(critic) for critic in critics if critic.weight)
         return Training(
             policy,
             critics,
-            (*adversarial, feedback, formulas.range(skeleton)),
+            (*adversarial, feedback, range_term),
             interval=1,
             learn_from=None,
             pool_capacity=self.pool_capacity,
@@ -228,13 +302,13 @@ class Paper:
 
     def _cases(self) -> tuple[FeedbackCase, ...]:
         targets = self.bent_hardness, self.moved_hardness
-        ramps = [ramp if isinstance(ramp, Ramp) else Ramp(ramp, ramp) for ramp in targets]
-        bent, moved = self.formulas.tolerances
-        cases = (
-            FeedbackCase(self.bent_weight, ramps[0], bent, lambda g: g.poses.bent),
-            FeedbackCase(self.moved_weight, ramps[1], moved, lambda g: g.poses.moved),
+        bent, moved = (ramp if isinstance(ramp, Ramp) else Ramp(ramp, ramp) for ramp in targets)
+        tolerances = (2.0, 15.0) if self.is_released else (0.0, 0.0)
+        cases: tuple[FeedbackCase, ...] = (
+            (self.bent_weight, bent, tolerances[0], "bent"),
+            (self.moved_weight, moved, tolerances[1], "moved"),
         )
-        return tuple(case for case in cases if case.weight)
+        return tuple(case for case in cases if case[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,4 +321,4 @@ class Released(Paper):
     weight_3d: float = 6.0
 
     name: ClassVar[str] = "released"
-    formulas: ClassVar[Formulas] = RELEASED
+    is_released: ClassVar[bool] = True

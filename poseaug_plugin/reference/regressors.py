@@ -1,7 +1,5 @@
 """`RegressorPolicy`: PoseAug's augmentor as its code and paper have it."""
 
-from typing import NamedTuple
-
 import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
@@ -16,55 +14,43 @@ from ..body.rotation import axis_angle_to_matrix
 from ..body.skeleton import Skeleton
 
 
-class RawParameters(NamedTuple):
-    """The networks' outputs before they are bounded."""
-
-    bone_angle: Tensor  # (B, bones, 3)
-    bone_length: Tensor  # (B, groups)
-    rotation: Tensor  # (B, 3)
-    translation: Tensor  # (B, 3)
-
-
 class RegressorNetwork(nn.Module):
     """The regressors' MLPs as one stack of batched matrix products."""
 
-    # Branches in order: bone angle, bone length (which sees lengths, too), rotation, translation.
-    LENGTH_BRANCH = 1
-    STAGES = 2
     NOISE = 48  # that each branch takes
 
     def __init__(self, skeleton: Skeleton, branches: int, width: int) -> None:
         super().__init__()
         self.skeleton, self.branches = skeleton, branches
-        self.noise_size, layers = branches * self.NOISE, range(2 * self.STAGES)
+        self.noise_size = branches * self.NOISE
         self.inputs = GroupedLinear(branches, 3 * skeleton.num_joints + self.NOISE, width)
         self.lengths = nn.Linear(skeleton.num_bones, width, bias=False)
-        self.hidden = nn.ModuleList([GroupedLinear(branches, width, width) for _ in layers])
-        self.norms = nn.ModuleList([nn.BatchNorm1d(branches * width) for _ in (None, *layers)])
+        self.hidden = nn.ModuleList([GroupedLinear(branches, width, width) for _ in range(4)])
+        self.norms = nn.ModuleList([nn.BatchNorm1d(branches * width) for _ in range(5)])
         sizes = (3 * skeleton.num_bones, skeleton.num_bone_length_groups, 3, 3)
         self.heads = nn.ModuleList([nn.Linear(width, size) for size in sizes])
 
-    def forward(self, relative_joints: Tensor, noise: Tensor) -> RawParameters:
-        """(B, J, 3) metres and (B, noise_size) to raw parameters."""
+    def forward(self, relative_joints: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        """(B, J, 3) metres and (B, noise_size) to parameters that are not bounded yet.
+
+        Of bone angle (B, bones, 3), bone length (B, groups), rotation and translation (B, 3).
+        """
         pose = repeat(relative_joints, "batch j xyz -> branch (j xyz) batch", branch=self.branches)
         noise = rearrange(noise, "batch (branch n) -> branch n batch", branch=self.branches)
         features = self.inputs(torch.cat([pose, noise], 1))
         lengths = bone_lengths(joints_to_bones(relative_joints, self.skeleton))
-        features[min(self.LENGTH_BRANCH, self.branches - 1)] += self.lengths(lengths).T
-        features = self._normalised(features, self.norms[0])
-        for layer, norm in zip(self.hidden, self.norms[1:], strict=True):
-            features = self._normalised(layer(features), norm)
-        angle, length, rotation, translation = (
+        # Branches are in the order of what they regress; that of bone length sees lengths, too.
+        features[min(1, self.branches - 1)] += self.lengths(lengths).T
+        for layer, norm in zip((None, *self.hidden), self.norms, strict=True):
+            if layer is not None:
+                features = layer(features)
+            # Every feature of every branch is normalised over the batch.
+            normed = norm(features.flatten(0, 1).T).T.reshape(features.shape)
+            features = nn.functional.leaky_relu(normed)
+        angle, *others = (
             head(features[min(i, self.branches - 1)].T) for i, head in enumerate(self.heads)
         )
-        angle = rearrange(angle, "batch (bones xyz) -> batch bones xyz", xyz=3)
-        return RawParameters(angle, length, rotation, translation)
-
-    @staticmethod
-    def _normalised(features: Tensor, norm: nn.Module) -> Tensor:
-        """(branches, width, B), every feature of every branch normalised over the batch."""
-        normed = norm(features.flatten(0, 1).T).T.reshape(features.shape)
-        return nn.functional.leaky_relu(normed)
+        return rearrange(angle, "batch (bones xyz) -> batch bones xyz", xyz=3), *others
 
 
 class RegressorPolicy(Policy):
@@ -108,26 +94,26 @@ class RegressorPolicy(Policy):
         self.register_buffer("free_bones", bones, persistent=False)
         self.register_buffer("free_lengths", lengths, persistent=False)
 
-    def regress(self, joints: Tensor, noise: Tensor) -> RawParameters:
+    def regress(self, joints: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
         """Run the networks on the middle frame of (B, T, J, 3)."""
         middle = root_relative(joints[:, middle_frame(joints.shape[1])], self.skeleton)
         return self.network(middle, noise)
 
-    def bound(self, joints: Tensor, raw: RawParameters) -> AugmentationParameters:
+    def bound(self, joints: Tensor, regressed: tuple[Tensor, ...]) -> AugmentationParameters:
         """The parameters that the networks' outputs mean."""
-        identity = identity_parameters(joints, self.skeleton)
-        offset, ratio, rotation, translation, focal_ratio = identity
+        angle, length, rotation, place = regressed
+        bounded = identity_parameters(joints, self.skeleton)
         if "bone_angle" in self.operations:
-            offset = raw.bone_angle.unsqueeze(1) * self.free_bones
+            bounded = bounded._replace(bone_direction_offset=angle.unsqueeze(1) * self.free_bones)
         if "bone_length" in self.operations:
-            ratios = 0.2 * (raw.bone_length * self.free_lengths).tanh()
-            ratio = per_bone(ratios, self.skeleton).unsqueeze(1)
+            ratios = per_bone(0.2 * (length * self.free_lengths).tanh(), self.skeleton)
+            bounded = bounded._replace(bone_length_ratio=ratios.unsqueeze(1))
         if "rigid" in self.operations:
             # Highest per component, as released.
-            rotation = axis_angle_to_matrix(3.1415 * raw.rotation.tanh()).unsqueeze(1)
-            place = torch.cat([raw.translation[:, :2], raw.translation[:, 2:].square()], 1)
-            translation = place.unsqueeze(1)
-        return AugmentationParameters(offset, ratio, rotation, translation, focal_ratio)
+            turn = axis_angle_to_matrix(3.1415 * rotation.tanh()).unsqueeze(1)
+            place = torch.cat([place[:, :2], place[:, 2:].square()], 1).unsqueeze(1)
+            bounded = bounded._replace(rotation=turn, translation=place)
+        return bounded
 
     @override
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from loops import (
@@ -163,26 +162,7 @@ class CamerasAndMore(PoseAdapter):
         return super().decode(inputs_2d, inputs_3d, camera[0], skeleton)
 
 
-def test_appended_batch_has_twice_of_whatever_has_a_row_per_sample() -> None:
-    class Cameras(NamedTuple):
-        intrinsics: Tensor
-        scale: Tensor
-        extrinsics: np.ndarray
-        name: str
-
-    camera, inputs_3d, inputs_2d = make_batch()
-    size = len(camera)
-    given = Cameras(camera, torch.arange(size), np.zeros((size, 3, 3)), "lab")
-    hook = make_hook(make_lifter(), mix="append", adapter=CamerasAndMore())
-    made = hook.augment(inputs_2d, inputs_3d, given, return_camera=True).camera
-    assert isinstance(made, Cameras)
-    assert made.intrinsics.shape == (2 * size, 9)
-    assert torch.equal(made.scale, torch.arange(size).repeat(2))
-    assert made.extrinsics.shape == (2 * size, 3, 3)
-    assert made.name == "lab"
-
-
-def test_replaced_batch_keeps_whatever_has_a_row_per_sample() -> None:
+def test_what_stands_beside_cameras_comes_back() -> None:
     camera, inputs_3d, inputs_2d = make_batch()
     scale = torch.arange(len(camera))
     hook = make_hook(make_lifter(), adapter=CamerasAndMore())

@@ -36,7 +36,7 @@ def report_of(inputs_2d: Tensor, inputs_3d: Tensor, camera: Any, root: str = "tr
 def test_good_batch_is_ok() -> None:
     camera, inputs_3d, inputs_2d = make_batch(64)
     report = report_of(inputs_2d, inputs_3d, camera)
-    assert report.ok
+    assert not report.problems
     assert str(report).endswith("\nok")
     assert report.usable_share == 1
     assert 3 < report.root_depth < 6
@@ -101,7 +101,7 @@ def test_assumed_camera_that_fits_is_no_problem() -> None:
     lens = torch.tensor(DEFAULT_INTRINSICS)
     keypoints = project_points(batch.inputs_3d, lens.expand(64, 9))
     report = report_of(keypoints, with_trajectory(batch.inputs_3d), None)
-    assert report.ok
+    assert not report.problems
     assert "focal length 2.29 (assumed)" in str(report)
 
 
@@ -119,7 +119,7 @@ def test_check_batch_changes_nothing() -> None:
 def test_check_batch_before_the_first_batch_builds_nothing() -> None:
     hook = make_hook(make_lifter(), skeleton=None)
     batch = make_batch()
-    assert hook.check_batch(batch.inputs_2d, batch.inputs_3d, batch.camera).ok
+    assert not hook.check_batch(batch.inputs_2d, batch.inputs_3d, batch.camera).problems
     assert hook.skeleton is None
     assert hook.state_dict()["training"] is None
 

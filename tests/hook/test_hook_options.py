@@ -27,8 +27,7 @@ from poseaug_plugin import (
 )
 from poseaug_plugin.augment.transforms import AugmentationParameters, identity_parameters
 from poseaug_plugin.body.presets import H36M_16
-from poseaug_plugin.reference.feedback import Ramp
-from poseaug_plugin.reference.recipes import Paper, Released
+from poseaug_plugin.reference.recipes import Paper, Ramp, Released
 from poseaug_plugin.reference.regressors import RegressorPolicy
 
 SIGNATURE = inspect.signature(PoseAugHook.__init__).parameters

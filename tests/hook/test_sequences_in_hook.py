@@ -95,7 +95,7 @@ def test_source_takes_the_hosts_dictionaries() -> None:
     keys = [("S1", "Walking", i) for i in range(len(SEQUENCES))]
     poses = {k: s.numpy() for k, s in zip(keys, sequences(), strict=True)}
     cameras = {k: c.numpy() for k, c in zip(keys, h36m_intrinsics(3), strict=True)}
-    assert repr(PoseSource(poses, cameras)) == "PoseSource(3 sequences, 72 frames)"
+    assert sum(map(len, PoseSource(poses, cameras).sequences)) == 72
     with pytest.raises(
         PoseAugError, match="intrinsics, focal lengths above 0, for each of the 3 sequences"
     ):
@@ -173,7 +173,7 @@ def test_check_batch_compares_the_target_frame(causal: bool) -> None:
     hook = make_hook(Strided(), source=source(causal=causal))
     batch = one_target_frame(size=32, causal=causal)
     report = hook.check_batch(batch.inputs_2d, batch.inputs_3d, batch.camera)
-    assert report.ok
+    assert not report.problems
     assert report.reprojection_error < 1e-4
     other = one_target_frame(size=32, causal=not causal)
     moved = hook.check_batch(batch.inputs_2d, other.inputs_3d, batch.camera)

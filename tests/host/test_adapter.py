@@ -482,4 +482,4 @@ def test_batches_are_told_apart_by_check_batch() -> None:
         statistics(MEAN_3D, STD_3D, 3), statistics(MEAN_2D, STD_2D.flip(0), 0)
     )
     hook = PoseAugHook(nn.Linear(32, 48), skeleton="h36m_17", adapter=wrong)
-    assert not hook.check_batch(inputs_2d, inputs_3d, camera).ok
+    assert hook.check_batch(inputs_2d, inputs_3d, camera).problems

@@ -35,7 +35,7 @@ def people() -> Tensor:
 
 
 def complaints(joints: Tensor, skeleton: Skeleton = H36M_17) -> str:
-    good = BatchReport((), False, 1.0, 5.0, 4.0, 0.0, 0.0, 1.0, 1.0, 1.0, "", 0.0, 2.29, 2.29)
+    good = BatchReport((), False, 2.29, 1.0, 5.0, 4.0, 0.0, 0.0, 1.0, 1.0, 1.0, "", 0.0, 2.29)
     report = good._replace(
         asymmetry=asymmetry(joints, skeleton),
         length_variation=length_variation(joints, skeleton),

@@ -32,8 +32,8 @@ from poseaug_plugin.augment.transforms import (
 from poseaug_plugin.body.bones import bone_directions, joints_to_bones
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.body.rotation import axis_angle_to_matrix
-from poseaug_plugin.reference.feedback import ReleasedRangeTerm, dead_zone
-from poseaug_plugin.reference.regressors import RawParameters, RegressorPolicy
+from poseaug_plugin.reference.recipes import ReleasedRangeTerm, dead_zone
+from poseaug_plugin.reference.regressors import RegressorPolicy
 
 AUGMENTOR, LOSSES = map(golden, ("augmentor", "losses"))
 
@@ -46,7 +46,7 @@ class Augmented(NamedTuple):
 
     policy: RegressorPolicy
     joints: Tensor  # (B, J, 3), a leaf
-    raw: RawParameters
+    raw: tuple[Tensor, ...]
     parameters: AugmentationParameters
     poses: AugmentedPoses
     expected: dict[str, Tensor]

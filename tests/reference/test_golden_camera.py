@@ -21,7 +21,7 @@ from poseaug_plugin.body.camera import (
     project_points,
     world_to_camera,
 )
-from poseaug_plugin.reference.feedback import project_clamped
+from poseaug_plugin.reference.recipes import project_clamped
 
 CAMERA = golden("camera")
 

@@ -44,8 +44,7 @@ from poseaug_plugin.augment.transforms import GeneratedPoses
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.host.adapter import PoseAdapter
 from poseaug_plugin.options import Options, Surroundings
-from poseaug_plugin.reference.feedback import BothSidedTerm
-from poseaug_plugin.reference.recipes import Released
+from poseaug_plugin.reference.recipes import BothSidedTerm, Released
 from poseaug_plugin.runtime.isolation import TorchDefaults
 from poseaug_plugin.runtime.optimizer import GuardedAdam
 

@@ -16,15 +16,15 @@ from poseaug_plugin.body.bones import root_relative
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.host.adapter import PoseAdapter
 from poseaug_plugin.options import Options, Surroundings, UpdateContext
-from poseaug_plugin.reference.feedback import (
+from poseaug_plugin.reference.recipes import (
     Ramp,
+    Released,
     dead_zone,
     estimator_errors,
     joint_weights,
     paper_feedback,
     released_feedback,
 )
-from poseaug_plugin.reference.recipes import Released
 from poseaug_plugin.runtime.isolation import TorchDefaults
 from poseaug_plugin.runtime.optimizer import GuardedAdam
 

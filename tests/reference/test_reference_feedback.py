@@ -31,9 +31,13 @@ from poseaug_plugin.body.bones import bone_directions, joints_to_bones
 from poseaug_plugin.body.camera import project_points
 from poseaug_plugin.body.presets import H36M_16, SKELETONS
 from poseaug_plugin.body.skeleton import Skeleton
-from poseaug_plugin.reference.feedback import (
+from poseaug_plugin.reference.recipes import (
     BothSidedTerm,
+    EstimatorFeedback,
+    FeedbackCase,
+    Paper,
     Ramp,
+    Released,
     ReleasedRangeTerm,
     dead_zone,
     error_groups,
@@ -44,7 +48,6 @@ from poseaug_plugin.reference.feedback import (
     released_feedback,
     released_frame_check,
 )
-from poseaug_plugin.reference.recipes import EstimatorFeedback, FeedbackCase, Paper, Released
 
 WEIGHTS = torch.tensor([1.0, 0, 1, 1, 0, 1], dtype=torch.float64)
 each_preset = pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS)
@@ -181,11 +184,14 @@ def term_of(*cases: FeedbackCase, warmup: float = 0.0) -> tuple[EstimatorFeedbac
     def loss(harder: Tensor, easier: Tensor, ratio: float, tolerance: float) -> Tensor:
         return (harder - ratio * easier) ** 2 + tolerance
 
-    return EstimatorFeedback(asked, cases, loss, warmup=warmup, project=project_points), asked
+    nobody: Any = None
+    term = EstimatorFeedback(nobody, cases, loss, "squared_norm", "frozen", warmup)
+    term.ask = asked  # type: ignore[method-assign]
+    return term, asked
 
 
-BENT = FeedbackCase(0.1, Ramp(3.0, 5.0), 2.0, lambda g: g.poses.bent)
-MOVED = FeedbackCase(0.01, Ramp(17.0, 17.0), 15.0, lambda g: g.poses.moved)
+BENT: FeedbackCase = (0.1, Ramp(3.0, 5.0), 2.0, "bent")
+MOVED: FeedbackCase = (0.01, Ramp(17.0, 17.0), 15.0, "moved")
 
 
 def made_batch() -> Any:
@@ -203,9 +209,9 @@ def test_feedback_is_the_weighted_sum_of_its_cases(progress: float) -> None:
     made = made_batch()
     total = term(made)
     clean, _, intrinsics, _ = made.inputs.poses
-    bent_2d = project_points(made.poses.bent, intrinsics)
+    bent_2d = project_clamped(made.poses.bent, intrinsics)
     expected_asks = [
-        (project_points(clean, intrinsics), clean),
+        (project_clamped(clean, intrinsics), clean),
         (bent_2d, made.poses.bent),
         (made.keypoints, made.poses.moved),
     ]

@@ -8,7 +8,7 @@ from helpers import PARENTS, PARTS, golden
 
 from poseaug_plugin.body.presets import H36M_16, H36M_17, SKELETONS
 from poseaug_plugin.body.skeleton import Skeleton
-from poseaug_plugin.reference.feedback import error_groups, joint_weights, project_clamped
+from poseaug_plugin.reference.recipes import error_groups, joint_weights, project_clamped
 from poseaug_plugin.reference.regressors import anchor_length_group, trunk_bones
 
 each_preset = pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS)

@@ -46,8 +46,7 @@ from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.body.skeleton import Skeleton
 from poseaug_plugin.host.adapter import HostPoses, PoseAdapter
 from poseaug_plugin.options import Options, Surroundings, Training, UpdateContext
-from poseaug_plugin.reference.feedback import estimator_errors, project_clamped
-from poseaug_plugin.reference.recipes import Released
+from poseaug_plugin.reference.recipes import Released, estimator_errors, project_clamped
 from poseaug_plugin.reference.regressors import RegressorPolicy
 from poseaug_plugin.runtime.isolation import TorchDefaults
 from poseaug_plugin.trainer import Loss, Phase, Trainer
