@@ -20,7 +20,7 @@ from .adversary.critics import (
 from .augment.augmenter import FrameCheck, Projection
 from .augment.policy import AugmentationPolicy, Operation, RandomPolicy, Spread, check_operations
 from .augment.transforms import AugmentedBatch, Policy
-from .body.camera import project_points
+from .body.camera import in_view, project_points
 from .body.skeleton import Skeleton
 from .errors import PoseAugError, check_choice, check_flag, check_number
 from .feedback.controller import FeedbackController
@@ -147,7 +147,7 @@ class Training(NamedTuple):
     learn_from: int | None = 128  # augmented poses of a batch that are learned from; None for all
     pool_capacity: int = 1024
     project: Projection = project_points
-    frame_check: FrameCheck | None = None
+    frame_check: FrameCheck = in_view
     make_optimizer: Callable[[nn.Module], GuardedAdam] = GuardedAdam
     before_update: Callable[[UpdateContext], None] | None = None
 

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..body.camera import in_view, project_points, with_focal_ratio
+from ..body.camera import in_view, project_points
 from ..body.poses import CanonicalBatch, CanonicalPoses, canonical_batch
 from ..body.skeleton import Skeleton
 from ..runtime.isolation import saved_buffers, unchanged
@@ -26,8 +26,9 @@ from .transforms import (
 
 # Points (B, ..., 3) and intrinsics (B, 9) to normalised screen coordinates (B, ..., 2).
 Projection = Callable[[Tensor, Tensor], Tensor]
-# Points (B, ..., 3), their keypoints (B, ..., 2) and intrinsics (B, 9) to (B, ...) bool.
-FrameCheck = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Points (B, ..., 3), their keypoints (B, ..., 2), intrinsics (B, 9) and the image's height / width
+# to (B, ...) bool.
+FrameCheck = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
 class Windows(Protocol):
@@ -59,7 +60,7 @@ class Augmenter:
     aspect_ratio: float = 1.0  # image height / width
     learn_from: int | None = None  # samples that an update learns from, at most; None for all
     project: Projection = project_points
-    frame_check: FrameCheck | None = None  # accepts points; by default `in_view`
+    frame_check: FrameCheck = in_view
     windows: Windows | None = None  # where windows to augment come from, if not from the batch
     closed_loop: Exchange | None = None  # has no part in what an update learns from
 
@@ -123,7 +124,8 @@ class Augmenter:
         augmented = apply_augmentation(poses.joints, parameters, self.skeleton)
         intrinsics = poses.intrinsics
         if not inputs.keeps_cameras:
-            intrinsics = with_focal_ratio(intrinsics, parameters.focal_ratio)
+            focal_length, rest = intrinsics.split((2, 7), 1)
+            intrinsics = torch.cat([focal_length * parameters.focal_ratio, rest], 1)
         keypoints = self.project(augmented.moved, intrinsics)
         return GeneratedPoses(inputs, parameters, augmented, keypoints, intrinsics, self.skeleton)
 
@@ -144,8 +146,5 @@ class Augmenter:
         moved, keypoints = generated.poses.moved, generated.keypoints
         sums = moved.sum((1, 2, 3)) + keypoints.sum((1, 2, 3))
         shortest = generated.parameters.bone_length_ratio.amin((1, 2))
-        if self.frame_check is None:
-            seen = in_view(moved, generated.intrinsics, self.aspect_ratio, keypoints)
-        else:
-            seen = self.frame_check(moved, keypoints, generated.intrinsics)
+        seen = self.frame_check(moved, keypoints, generated.intrinsics, self.aspect_ratio)
         return (sums.abs() < torch.inf) & (shortest > -1) & seen.flatten(1).all(1)

@@ -11,7 +11,6 @@ from typing_extensions import override
 
 from ..body.bones import bone_directions, bone_lengths, bones_to_joints, joints_to_bones
 from ..body.poses import CanonicalBatch
-from ..body.rotation import transform_rigidly
 from ..body.skeleton import Skeleton
 
 
@@ -196,8 +195,9 @@ def apply_augmentation(
     scaled_bones = bent_bones * (1 + parameters.bone_length_ratio).unsqueeze(-1)
     both = torch.stack([bent_bones, scaled_bones])
     bent, scaled = bones_to_joints(both, skeleton, root).unbind()
-    how = parameters.rotation[:, 0], centre, parameters.translation
-    moved = transform_rigidly(scaled.flatten(1, 2), *how).view_as(scaled)
+    # Rotated about the centre, which goes to the translation: R (x - c) + t.
+    points, rotation = scaled.flatten(1, 2) - centre, parameters.rotation[:, 0]
+    moved = torch.baddbmm(parameters.translation, points, rotation.mT).view_as(scaled)
     return AugmentedPoses(bent, scaled, moved)
 
 

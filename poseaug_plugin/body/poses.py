@@ -24,7 +24,6 @@ class CanonicalPoses(NamedTuple):
     joints: Tensor  # (B, T, J, 3) float32; or (B, 1, J, 3), where 3D of one frame alone is known
     keypoints: Tensor  # (B, T, J, 2) float32
     intrinsics: Tensor  # (B, 9) float32
-    placed: Tensor | None = None  # (B,) bool: the root's position is known; None for all
 
 
 class CanonicalBatch(NamedTuple):
@@ -38,13 +37,11 @@ class CanonicalBatch(NamedTuple):
 
 def canonical_batch(poses: CanonicalPoses) -> CanonicalBatch:
     """Mark samples that cannot be augmented, and make them harmless."""
-    joints, keypoints, intrinsics, placed = poses
+    joints, keypoints, intrinsics = poses
     # A sum is finite where every number is.
     sums = joints.sum((1, 2, 3)) + keypoints.sum((1, 2, 3)) + intrinsics.sum(1)
     usable = (sums.abs() < torch.inf) & (joints[..., 2].amin((1, 2)) > Z_NEAR)
     usable = usable & (intrinsics[:, :2].amin(1) > 0)
-    if placed is not None:
-        usable = usable & placed
     keep, device = usable.view(-1, 1, 1, 1), joints.device
     return CanonicalBatch(
         torch.where(keep, joints, constant(_HARMLESS_PLACE, device)),

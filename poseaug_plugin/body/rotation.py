@@ -1,4 +1,4 @@
-"""Rotations and rigid motion. Column vectors: a rotated point is ``R @ x``; right-handed."""
+"""Rotations. Column vectors: a rotated point is ``R @ x``; right-handed."""
 
 import torch
 from torch import Tensor, nn
@@ -57,15 +57,3 @@ def view_rotation(angles: Tensor, axis: Tensor) -> Tensor:
     each = torch.addcmul(by_sine, 1 - angles.cos(), torch.bmm(across, across))
     turn, tilt, roll = each.unbind(1)
     return torch.bmm(torch.bmm(roll, tilt), turn)
-
-
-def transform_rigidly(points: Tensor, rotation: Tensor, centre: Tensor, moved_to: Tensor) -> Tensor:
-    """Rotate (B, N, 3) about ``centre`` (B, 1, 3), which goes to ``moved_to``: R (x - c) + m."""
-    return torch.baddbmm(moved_to, points - centre, rotation.mT)
-
-
-def rotate_by_quaternion(quaternion: Tensor, points: Tensor) -> Tensor:
-    """Rotate points (..., 3) by unit quaternions (..., 4) in (w, x, y, z) order."""
-    vector = quaternion[..., 1:].expand(points.shape)
-    across = torch.cross(vector, points, dim=-1)
-    return points + 2 * (quaternion[..., :1] * across + torch.cross(vector, across, dim=-1))

@@ -122,6 +122,6 @@ def project_clamped(points: Tensor, intrinsics: Tensor) -> Tensor:
     return project_rays((points[..., :2] / points[..., 2:]).clamp(-1, 1), intrinsics)
 
 
-def released_frame_check(points: Tensor, keypoints: Tensor, _: Tensor) -> Tensor:
+def released_frame_check(points: Tensor, keypoints: Tensor, *_: object) -> Tensor:
     """In front of the camera, and no coordinate above 1: the left and the top are open."""
     return (points[..., 2] > Z_NEAR) & (keypoints <= 1).all(-1)

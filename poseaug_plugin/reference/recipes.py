@@ -21,7 +21,7 @@ from ..adversary.critics import (
 from ..augment.augmenter import FrameCheck, Projection
 from ..augment.transforms import GeneratedPoses, Policy, matching_frames
 from ..body.bones import root_relative
-from ..body.camera import in_view
+from ..body.camera import in_view, project_points
 from ..body.skeleton import Skeleton
 from ..errors import check_choice, check_number
 from ..options import Options, Surroundings, Training, UpdateContext, learns
@@ -113,9 +113,9 @@ class Formulas(NamedTuple):
     tolerances: tuple[float, float] = (0.0, 0.0)  # of the feedback on bent and on moved poses
     adversarial: Callable[[Critic], Term] = AdversarialTerm
     range: Callable[[Skeleton], Term] = partial(RangeTerm, weight=1.0, length_limit=0.1)
-    # By aspect ratio. The paper's keypoints are of clamped rays, so they do not tell.
-    frame_check: Callable[[float], FrameCheck] = lambda aspect: (
-        lambda points, _, camera: in_view(points, camera, aspect)
+    # The paper's keypoints are of clamped rays, so they do not tell.
+    frame_check: FrameCheck = lambda points, _, camera, aspect_ratio: in_view(
+        points, project_points(points, camera), camera, aspect_ratio
     )
 
 
@@ -127,7 +127,7 @@ RELEASED = Formulas(
     tolerances=(2.0, 15.0),
     adversarial=BothSidedTerm,
     range=ReleasedRangeTerm,
-    frame_check=lambda _: released_frame_check,
+    frame_check=released_frame_check,
 )
 
 
@@ -187,9 +187,8 @@ class Paper:
         if policy is None:
             policy = formulas.policy(skeleton, operations=options.operations, width=self.width)
         policy.to(generator.device)
-        frame_check = formulas.frame_check(surroundings.aspect_ratio)
         if not learns(policy):
-            return Training(policy, project=project_clamped, frame_check=frame_check)
+            return Training(policy, project=project_clamped, frame_check=formulas.frame_check)
         critics: tuple[Critic, ...] = (
             PartKCSCritic(skeleton, scope=self.kcs, width=self.width, last_width=100),
             KeypointCritic(skeleton, width=100),
@@ -221,7 +220,7 @@ class Paper:
             learn_from=None,
             pool_capacity=self.pool_capacity,
             project=project_clamped,
-            frame_check=frame_check,
+            frame_check=formulas.frame_check,
             make_optimizer=make_optimizer,
             before_update=before_update,
         )

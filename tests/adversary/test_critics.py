@@ -19,7 +19,6 @@ from poseaug_plugin.body.bones import bone_directions, joints_to_bones
 from poseaug_plugin.body.camera import project_points
 from poseaug_plugin.body.poses import CanonicalPoses
 from poseaug_plugin.body.presets import H36M_16
-from poseaug_plugin.body.rotation import transform_rigidly
 from poseaug_plugin.body.skeleton import Skeleton
 from poseaug_plugin.trainer import Trainer
 
@@ -55,8 +54,7 @@ def kcs_critic(skeleton: Skeleton = H36M_16, scope: str = "parts") -> PartKCSCri
 
 def turned(joints: Tensor) -> Tensor:
     q = torch.linalg.qr(normal(len(joints), 3, 3)).Q
-    origin = joints.new_zeros(len(joints), 1, 3)
-    return transform_rigidly(joints, q * torch.linalg.det(q)[:, None, None], origin, origin)
+    return joints @ (q * torch.linalg.det(q)[:, None, None]).mT
 
 
 UNSEEN: dict[str, Callable[[Tensor], Tensor]] = {

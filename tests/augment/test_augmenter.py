@@ -19,7 +19,7 @@ from poseaug_plugin.augment.transforms import (
     apply_augmentation,
     identity_parameters,
 )
-from poseaug_plugin.body.camera import in_view, project_points, with_focal_ratio
+from poseaug_plugin.body.camera import in_view, project_points
 from poseaug_plugin.body.poses import CanonicalBatch, CanonicalPoses, canonical_batch
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.reference.regressors import RegressorPolicy
@@ -114,12 +114,12 @@ def test_poses_are_the_policys_and_seen_by_their_cameras(frames: int, keeps_came
     moved = apply_augmentation(originals.joints, parameters, H36M_16).moved
     cameras = originals.intrinsics
     if not keeps_cameras:
-        cameras = with_focal_ratio(cameras, parameters.focal_ratio)
+        cameras = torch.cat([cameras[:, :2] * parameters.focal_ratio, cameras[:, 2:]], 1)
         assert (cameras[:, :2] != originals.intrinsics[:, :2]).all()
     assert torch.equal(batch.joints, moved)
     assert torch.equal(batch.intrinsics, cameras)
     assert torch.equal(batch.keypoints, project_points(moved, cameras))
-    seen = in_view(moved, cameras).flatten(1).all(1)
+    seen = in_view(moved, batch.keypoints, cameras).flatten(1).all(1)
     assert torch.equal(batch.accepted, seen)
     assert (judged is None) == (frames == 1)
     if judged is not None:
@@ -236,12 +236,13 @@ def test_a_window_is_accepted_as_a_whole() -> None:
 def test_another_check_decides() -> None:
     asked = []
 
-    def check(points: Tensor, keypoints: Tensor, intrinsics: Tensor) -> Tensor:
-        asked.append((points, keypoints, intrinsics))
+    def check(points: Tensor, keypoints: Tensor, intrinsics: Tensor, aspect: float) -> Tensor:
+        asked.append((points, keypoints, intrinsics, aspect))
         return points[..., 2] > points[..., 2].mean()
 
-    batch = augmenter(Given(), appends=True, frame_check=check).augment(poses(4))
-    (points, keypoints, intrinsics) = asked[0]
+    batch = augmenter(Given(), appends=True, frame_check=check, aspect_ratio=0.7).augment(poses(4))
+    points, keypoints, intrinsics, aspect = asked[0]
+    assert aspect == 0.7
     assert torch.equal(points, batch.joints)
     assert torch.equal(keypoints, batch.keypoints)
     assert torch.equal(intrinsics, batch.intrinsics)
