@@ -190,7 +190,7 @@ class DefaultPreset:
         critics = (PartKCSCritic(skeleton), KeypointCritic(skeleton)) if weight else ()
         for critic in critics:
             critic.weight = weight
-        own = RangeTerm(skeleton), FrameTerm(surroundings.aspect_ratio), EntropyTerm(policy, reward)
+        own = RangeTerm(), FrameTerm(surroundings.aspect_ratio), EntropyTerm(policy, reward)
         controller = None
         if isinstance(policy, AugmentationPolicy) and options.feedback is not False:
             controller = FeedbackController(policy.strength)

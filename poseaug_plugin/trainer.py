@@ -106,7 +106,7 @@ class Trainer:
             project=training.project,
             frame_check=training.frame_check,
             windows=windows,
-            closed_loop=training.closed_loop,
+            exchange=None if training.closed_loop is None else training.closed_loop.mix_in,
         )
         self.phases: list[Phase] = []
         self.pools: dict[str, FakePosePool] = {}

@@ -29,6 +29,8 @@ Projection = Callable[[Tensor, Tensor], Tensor]
 # Points (B, ..., 3), their keypoints (B, ..., 2), intrinsics (B, 9) and the image's height / width
 # to (B, ...) bool.
 FrameCheck = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+# Puts other poses in place of some that were chosen.
+Exchange = Callable[[CanonicalBatch, torch.Generator], CanonicalBatch]
 
 
 class Windows(Protocol):
@@ -39,13 +41,6 @@ class Windows(Protocol):
 
     def target_frame(self, frames: int) -> int:
         """Index of the frame that is lifted."""
-
-
-class Exchange(Protocol):
-    """Puts other poses in place of some that were chosen."""
-
-    def mix_in(self, chosen: CanonicalBatch, generator: torch.Generator) -> CanonicalBatch:
-        """The poses to augment."""
 
 
 @dataclass(eq=False)
@@ -62,7 +57,7 @@ class Augmenter:
     project: Projection = project_points
     frame_check: FrameCheck = in_view
     windows: Windows | None = None  # where windows to augment come from, if not from the batch
-    closed_loop: Exchange | None = None  # has no part in what an update learns from
+    exchange: Exchange | None = None  # has no part in what an update learns from
 
     def __post_init__(self) -> None:
         self._statistics = saved_buffers(self.policy)
@@ -90,8 +85,8 @@ class Augmenter:
             chosen = CanonicalBatch(*(field.index_select(0, sources) for field in batch))
         else:
             chosen = self.windows.sample(count, frames, self.generator)
-        if self.closed_loop is not None and not keeps_inputs:
-            chosen = self.closed_loop.mix_in(chosen, self.generator)
+        if self.exchange is not None and not keeps_inputs:
+            chosen = self.exchange(chosen, self.generator)
         noise = torch.randn(count, self.policy.noise_size, device=device, generator=self.generator)
         judged = None
         if frames > 1:

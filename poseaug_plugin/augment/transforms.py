@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from typing_extensions import override
 
-from ..body.bones import bone_directions, bone_lengths, bones_to_joints, joints_to_bones
+from ..body.bones import bone_directions, bone_lengths, bones_to_joints, joints_to_bones, per_group
 from ..body.poses import CanonicalBatch
 from ..body.skeleton import Skeleton
 
@@ -79,6 +79,11 @@ class GeneratedPoses:
     def angle_change(self) -> Tensor:
         """(B, bones): by how much bones were turned, as of `bone_angle_change`."""
         return bone_angle_change(self.clean_pose, self.bent_pose, self.skeleton)
+
+    @cached_property
+    def length_ratios(self) -> Tensor:
+        """(B, groups): bone length ratios of groups."""
+        return per_group(self.parameters.bone_length_ratio[:, 0], self.skeleton)
 
 
 class AugmentedBatch(NamedTuple):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..adversary.critics import AdversarialTerm, length_ratios, weighted_mean
+from ..adversary.critics import AdversarialTerm, weighted_mean
 from ..augment.transforms import GeneratedPoses
 from ..body.camera import Z_NEAR, project_rays
 from ..body.skeleton import Skeleton
@@ -102,19 +101,17 @@ class BothSidedTerm(AdversarialTerm):
         return super().__call__(generated) + half
 
 
-@dataclass
 class ReleasedRangeTerm:
     """Two-sided limits on the mean bone angle, and limits on every bone length ratio."""
 
-    skeleton: Skeleton
     name = "range"
 
     def __call__(self, generated: GeneratedPoses) -> Tensor:
         """The weighted term, 0-d."""
         turned, weights = generated.angle_change.mean(1), generated.weights
         angle = weighted_mean(dead_zone(turned, 0.205, 0.165), weights)
-        ratios = length_ratios(generated, self.skeleton)
-        return 3.0 * (angle + weighted_mean(dead_zone(ratios, 0.0, 0.1), weights))
+        length = weighted_mean(dead_zone(generated.length_ratios, 0.0, 0.1), weights)
+        return 3.0 * (angle + length)
 
 
 def project_clamped(points: Tensor, intrinsics: Tensor) -> Tensor:
