@@ -265,7 +265,7 @@ def test_default_weights() -> None:
     assert training.interval == 8
     assert [critic.interval for critic in training.critics] == [1, 1]
     assert set(terms) == {"critic_3d", "critic_2d", "range", "frame", "entropy"}
-    assert (terms["range"].weight, terms["frame"].weight, terms["entropy"].weight) == (3, 1, 0.05)
+    assert (terms["range"].weight, terms["entropy"].weight) == (3, 0.05)
     assert training.learn_from == 128
     assert training.pool_capacity == 1024
     assert DefaultPreset().share == RandomPreset().share == 0.75

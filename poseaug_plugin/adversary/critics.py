@@ -80,10 +80,9 @@ class Critic(nn.Module):
 class PartKCSCritic(Critic):
     """Scores of body parts from the Gram matrices of their unit bones (PoseAug section 3.3).
 
-    It sees angles between bones and nothing else: neither size, nor place, nor viewpoint. Of a
-    batch it sees bent poses, each in one frame. ``scope="parts"`` gives one score per part in the
-    order of ``skeleton.part_bones``; ``"whole"`` judges the whole body by one network (the paper's
-    ablation).
+    It sees angles between bones of bent poses, each in one frame: neither size, nor place, nor
+    viewpoint. ``scope="parts"`` gives one score per part in the order of ``skeleton.part_bones``;
+    ``"whole"`` judges the whole body by one network (the paper's ablation).
     """
 
     name = "critic_3d"
@@ -140,8 +139,8 @@ class PartKCSCritic(Critic):
 class KeypointCritic(Critic):
     """Score of a 2D pose in normalised screen coordinates (PoseAug section 3.3).
 
-    Of a batch it sees projections, each in one frame: real ones are of the poses that were
-    augmented, not a detector's, so that it does not learn the detector's noise.
+    Each is of one frame. Real ones are projections of the poses that were augmented, not a
+    detector's, so that it does not learn the detector's noise.
     """
 
     name = "critic_2d"

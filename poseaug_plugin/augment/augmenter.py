@@ -66,10 +66,6 @@ class Augmenter:
         """How many samples of a batch are augmented."""
         return batch_size if self.appends else round(self.share * batch_size)
 
-    def target_frame(self, frames: int) -> int:
-        """The frame of a window that is lifted, where that is one of several."""
-        return middle_frame(frames) if self.windows is None else self.windows.target_frame(frames)
-
     def augment(
         self, poses: CanonicalPoses, keeps_cameras: bool = True, keeps_inputs: bool = False
     ) -> AugmentedBatch:
@@ -83,8 +79,10 @@ class Augmenter:
             sources = originals = torch.arange(size, device=device)
         if self.windows is None:
             chosen = CanonicalBatch(*(field.index_select(0, sources) for field in batch))
+            target = middle_frame(frames)
         else:
             chosen = self.windows.sample(count, frames, self.generator)
+            target = self.windows.target_frame(frames)
         if self.exchange is not None and not keeps_inputs:
             chosen = self.exchange(chosen, self.generator)
         noise = torch.randn(count, self.policy.noise_size, device=device, generator=self.generator)
@@ -92,13 +90,11 @@ class Augmenter:
         if frames > 1:
             judged = torch.randint(frames, (count,), device=device, generator=self.generator)
         inputs = AugmentationInputs(chosen, noise, judged, keeps_cameras)
-        # Without a graph, which would be kept through the user's own forward and backward pass;
-        # an update of the policy makes the same poses again with one. (Of fewer samples it has the
-        # same bodies and views, but places are drawn from the poses that are left.)
+        # Without a graph, which would be kept through the user's own forward and backward pass; an
+        # update makes the poses again with one. (Of fewer it draws places from those alone.)
         statistics = unchanged(self._statistics) if self._statistics else nullcontext()
         with torch.no_grad(), statistics:
             generated = self.generate(inputs)
-        target = self.target_frame(frames)
         return AugmentedBatch(
             joints=matching_frames(generated.poses.moved, batch.joints.shape[1], target),
             keypoints=generated.keypoints,

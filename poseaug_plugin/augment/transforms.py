@@ -36,9 +36,9 @@ class AugmentedPoses(NamedTuple):
 
 
 class AugmentationInputs(NamedTuple):
-    """Poses and noise; a policy makes the same augmented poses of the same inputs."""
+    """What a policy makes augmented poses of, always the same."""
 
-    poses: CanonicalBatch  # (B, ...) what is augmented
+    poses: CanonicalBatch
     noise: Tensor  # (B, noise_size) standard normal
     judged_frame: Tensor | None  # (B,) which frame critics of single poses see; None for T = 1
     keeps_cameras: bool  # whatever the focal ratio is
@@ -104,9 +104,8 @@ class AugmentedBatch(NamedTuple):
 class Policy(nn.Module):
     """From poses and noise to the parameters of an augmentation; one's own overrides `forward`.
 
-    Shape:
-        joints (B, T, J, 3) camera-space metres and noise (B, noise_size), standard normal ->
-        `AugmentationParameters`. The same poses and noise give the same parameters.
+    Joints (B, T, J, 3) in camera-space metres and noise (B, noise_size), standard normal: the same
+    give the same `AugmentationParameters`.
     """
 
     noise_size: int  # standard normal numbers that one augmentation takes
@@ -165,11 +164,11 @@ def identity_parameters(joints: Tensor, skeleton: Skeleton) -> AugmentationParam
 
 
 def bend_directions(directions: Tensor, offset: Tensor) -> Tensor:
-    """Turn bones: direction = normalise(direction + offset).
+    """Turn bones: direction = normalise(direction + offset), in a window's middle frame.
 
-    Of unit vectors (B, T, bones, 3) in a window that is the middle frame's. One rotation per bone,
-    the smallest that takes it there, serves the whole window, so that a bone moves as fast as
-    before. Adding the offset (B, 1, bones, 3) in every frame would speed it up where they cancel.
+    Of unit vectors (B, T, bones, 3). The smallest rotation that takes a bone there serves the whole
+    window, so that it moves as fast as before. Adding the offset (B, 1, bones, 3) in every frame
+    would speed it up where they cancel.
     """
     frames = directions.shape[1]
     middle = middle_frame(frames)
@@ -190,8 +189,8 @@ def apply_augmentation(
 ) -> AugmentedPoses:
     """Bend, scale and move poses: X' = R H^-1(B') + t (PoseAug section 3.2).
 
-    Deterministic and differentiable in the joints (B, T, J, 3), camera-space metres, and in the
-    parameters. The root's path through the window is rotated and carried along.
+    Differentiable in the joints (B, T, J, 3), camera-space metres, and in the parameters. The
+    root's path through the window is rotated and carried along.
     """
     root, centre = joints[..., skeleton.root, :], centre_root(joints, skeleton)
     bones = joints_to_bones(joints, skeleton)

@@ -27,11 +27,11 @@ class CanonicalPoses(NamedTuple):
 
 
 class CanonicalBatch(NamedTuple):
-    """Canonical poses that were checked; unusable samples hold harmless values instead."""
+    """`CanonicalPoses` that were checked; unusable samples hold harmless values instead."""
 
-    joints: Tensor  # (B, T, J, 3) float32; or (B, 1, J, 3), where 3D of one frame alone is known
-    keypoints: Tensor  # (B, T, J, 2) float32
-    intrinsics: Tensor  # (B, 9) float32
+    joints: Tensor
+    keypoints: Tensor
+    intrinsics: Tensor
     usable: Tensor  # (B,) bool: finite, in front of the camera, with a focal length
 
 

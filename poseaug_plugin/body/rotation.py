@@ -31,10 +31,10 @@ def turn_by(axis_angle: Tensor, points: Tensor) -> Tensor:
 def vertical(poses: Tensor) -> Tensor:
     """The direction down where people stand, as a unit vector (3,) in camera axes.
 
-    It is the longest axis of root-relative poses (B, J, 3) all together: a standing body is some
-    four times as high as wide, and turned every way in a training set. Power iteration starts from
-    the camera's y axis, which it stays where no axis is longest. One direction serves a batch,
-    whatever cameras are mixed in it; of joints in one point it is zero.
+    It is the longest axis of root-relative poses (B, J, 3) all together, since bodies are higher
+    than wide and turned every way. Power iteration starts from the camera's y axis, and stays there
+    where no axis is longest. One direction serves a batch, whatever cameras are mixed in it; of
+    joints in one point it is zero.
     """
     points = poses.flatten(0, 1)
     spread = points.T @ points

@@ -17,9 +17,6 @@ class Skeleton:
     Bone ``i`` belongs to the ``i``-th joint that is not the root and points, as in the reference
     code, from that joint to its parent (``bone = parent - child``).
 
-    Attributes derived from the arguments: ``joints``, ``root`` (its index), ``num_joints``,
-    ``num_bones`` and the tuples below.
-
     Args:
         name: What messages call it.
         parents: Joint name to parent name, in joint order; the root's parent is ``None``.
@@ -130,24 +127,20 @@ class Skeleton:
         """The parts without the root: name and joints, root outwards."""
         return tuple((n, js) for n, js in self.part_joints if self.root not in js)
 
-    def attachment(self, limb: tuple[int, ...]) -> int:
-        """The torso joint that a limb hangs from."""
-        return self.parent_indices[limb[0]]
-
     @cached_property
     def part_bones(self) -> Parts:
         """The bones that each part's critic sees (PoseAug section 3.3, released ``kcs_layer_*``).
 
-        A limb is judged together with what it is articulated against: the bone that its attachment
-        joint hangs from or, where it is attached to the root, the other bones at the root. The
-        torso is every other bone, and the first bone of each limb.
+        A limb is judged together with what it is articulated against: the bone that it hangs from
+        or, where it hangs from the root, the other bones there. The torso is every other bone, and
+        the first bone of each limb.
         """
         parts: dict[str, tuple[int, ...]] = {}
         distal: set[int] = set()
         for name, joints in self.limbs:
             chain = [self.bone_children.index(j) for j in joints]
             distal |= set(chain[1:])
-            anchor = self.bones_to_root(self.attachment(joints))[:1]
+            anchor = self.bones_to_root(self.parent_indices[joints[0]])[:1]
             anchor = anchor or tuple(b for b, p in enumerate(self.bone_parents) if p == self.root)
             parts[name] = tuple(sorted({*chain, *anchor}))
         torso = tuple(b for b in range(self.num_bones) if b not in distal)

@@ -56,7 +56,7 @@ def error_groups(skeleton: Skeleton) -> tuple[tuple[int, ...], ...]:
     limb_joints = {j for _, js in skeleton.limbs for j in js}
     trunk, to_root = {skeleton.root}, skeleton.bones_to_root
     for _, joints in skeleton.limbs:
-        trunk |= {skeleton.bone_children[b] for b in to_root(skeleton.attachment(joints))}
+        trunk |= {skeleton.bone_children[b] for b in to_root(skeleton.parent_indices[joints[0]])}
     proximal = {js[0] for _, js in skeleton.limbs}
     distal = {j for _, js in skeleton.limbs for j in js[2:]}
     middle = {js[1] for _, js in skeleton.limbs if len(js) > 1}
