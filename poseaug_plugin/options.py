@@ -172,7 +172,7 @@ class DefaultPreset:
         {"policy", "spread", "operations", "share"}
         | {"critic_weight", "entropy_weight", "feedback", "target_2d"}
     )
-    draws: type[AugmentationPolicy | RandomPolicy] = AugmentationPolicy
+    draws: type[RandomPolicy] = AugmentationPolicy
 
     def build(self, options: Options, surroundings: Surroundings) -> Training:
         """Make the policy and what teaches it."""

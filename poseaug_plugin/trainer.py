@@ -123,7 +123,7 @@ class Trainer:
             loss = partial(_critic_loss, critic, pool, self.generator)
             interval = self.interval * critic.interval
             self.phases.append(Phase(critic.name, critic, loss, optimizer, interval))
-        draws = isinstance(self.policy, AugmentationPolicy | RandomPolicy)
+        draws = isinstance(self.policy, RandomPolicy)
         self.monitor = Monitor(tuple(self.pools), draws).to(device)
         self._statistics = [b for b in saved_buffers(self.policy) if b.is_floating_point()]
         names = [*(p.name for p in self.phases), *(f"policy/{t.name}" for t in training.terms)]

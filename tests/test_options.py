@@ -323,7 +323,7 @@ def test_a_preset_of_ones_own() -> None:
     hook = hook_with(preset=Own(), spread=Spread(yaw=0.1))
     camera, inputs_3d, inputs_2d = make_batch()
     hook.augment(inputs_2d, inputs_3d, camera)
-    assert isinstance(hook.policy, RandomPolicy)
+    assert type(hook.policy) is RandomPolicy
     assert hook._trainer.augmenter.share == 1.0  # type: ignore[union-attr]
     with pytest.raises(PoseAugError, match="share has no effect with preset='own'"):
         hook_with(preset=Own(), share=0.5)

@@ -9,7 +9,7 @@ from torch.nn.functional import leaky_relu
 from typing_extensions import override
 
 from ..augment.transforms import GeneratedPoses, Policy
-from ..body.bones import bone_directions, joints_to_bones, kinematic_chain_space
+from ..body.bones import bone_directions, joints_to_bones
 from ..body.camera import project_points
 from ..body.presets import find_skeleton
 from ..body.skeleton import Skeleton
@@ -78,11 +78,12 @@ class Critic(nn.Module):
 
 
 class PartKCSCritic(Critic):
-    """Scores of body parts from the Gram matrices of their unit bones (PoseAug section 3.3).
+    """Scores of body parts from the Gram matrices B B^T of their unit bones (PoseAug section 3.3).
 
-    It sees angles between bones of bent poses, each in one frame: neither size, nor place, nor
-    viewpoint. ``scope="parts"`` gives one score per part in the order of ``skeleton.part_bones``;
-    ``"whole"`` judges the whole body by one network (the paper's ablation).
+    In this kinematic chain space (Wandt & Rosenhahn, CVPR 2019) bent poses, each in one frame, are
+    angles between bones: neither size, nor place, nor viewpoint. ``scope="parts"`` gives one score
+    per part in the order of ``skeleton.part_bones``; ``"whole"`` judges the whole body by one
+    network (the paper's ablation).
     """
 
     name = "critic_3d"
@@ -129,7 +130,7 @@ class PartKCSCritic(Critic):
     def forward(self, joints: Tensor) -> Tensor:
         """Scores (B, parts); joints (B, J, 3) in any unit and frame."""
         directions = bone_directions(joints_to_bones(joints, self.skeleton))
-        gram = kinematic_chain_space(directions).flatten(1)
+        gram = (directions @ directions.mT).flatten(1)
         seen = gram.index_select(1, self.entries.flatten()).unflatten(1, self.entries.shape)
         features = leaky_relu(self.layer_1((seen * self.entry_masks).permute(1, 2, 0)))
         deeper = self.layer_3(leaky_relu(self.layer_2(features))) + features

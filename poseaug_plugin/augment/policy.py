@@ -66,8 +66,8 @@ class Spread:
     focal_length: float = 0.0
 
     def __post_init__(self) -> None:
-        widths, depth = dict(vars(self)), self.depth
-        del widths["depth"]
+        depth = self.depth
+        widths = {name: value for name, value in vars(self).items() if name != "depth"}
         for name, value in widths.items():
             is_share = name in ("keep_view", "bone_length", "torso_length")
             check_number(f"Spread: {name}", value, 0.0, 1.0 if is_share else math.inf)
@@ -167,7 +167,7 @@ class RandomPolicy(Policy):
         )
 
 
-class AugmentationPolicy(Policy):
+class AugmentationPolicy(RandomPolicy):
     """The learned policy: random augmentation whose spreads are learned.
 
     It starts as `RandomPolicy`, so poses are plausible from the first step, and a batch stays
@@ -189,13 +189,11 @@ class AugmentationPolicy(Policy):
         spread: Spread | None = None,
         operations: tuple[Operation, ...] | None = None,
     ) -> None:
-        super().__init__()
-        self.base = RandomPolicy(skeleton, spread=spread, operations=operations)
-        self.noise_size = self.base.noise_size
+        super().__init__(skeleton, spread=spread, operations=operations)
         self.widening = nn.Parameter(torch.zeros(len(FACTORS)))
-        room = [_room_to_widen(self.base.spread, name) for name in FACTORS]
-        used = [float(self.base.reads(name)) for name in FACTORS]
-        of_draw = [[float(_factor_of(s) == name) for name in FACTORS] for s in self.base.spreads]
+        room = [_room_to_widen(self.spread, name) for name in FACTORS]
+        used = [float(self.reads(name)) for name in FACTORS]
+        of_draw = [[float(_factor_of(s) == name) for name in FACTORS] for s in self.spreads]
         buffers = {"room_to_widen": room, "used_factors": used, "factor_of_draw": of_draw}
         for name, values in {**buffers, "strength": 1.0}.items():
             self.register_buffer(name, torch.tensor(values), persistent=False)
@@ -225,8 +223,7 @@ class AugmentationPolicy(Policy):
     @override
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
         factors = (self.factor_of_draw @ self.log_spread_factors()).exp()
-        widths = self.base.widths * factors * self.strength
-        return self.base.draw(joints, noise, widths, self.strength)
+        return self.draw(joints, noise, self.widths * factors * self.strength, self.strength)
 
 
 def check_operations(operations: object) -> tuple[Operation, ...]:

@@ -15,8 +15,6 @@ from .camera import Z_NEAR
 DEFAULT_INTRINSICS = (2.29, 2.29, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """The camera of a host that has none: Human3.6M's focal length, centred, without a lens."""
 
-_HARMLESS_PLACE = (0.0, 0.0, 5.0)
-
 
 class CanonicalPoses(NamedTuple):
     """Poses in canonical form, as an adapter gives them."""
@@ -44,7 +42,7 @@ def canonical_batch(poses: CanonicalPoses) -> CanonicalBatch:
     usable = usable & (intrinsics[:, :2].amin(1) > 0)
     keep, device = usable.view(-1, 1, 1, 1), joints.device
     return CanonicalBatch(
-        torch.where(keep, joints, constant(_HARMLESS_PLACE, device)),
+        torch.where(keep, joints, constant((0.0, 0.0, 5.0), device)),
         torch.where(keep, keypoints, 0.0),
         torch.where(usable.unsqueeze(1), intrinsics, constant(DEFAULT_INTRINSICS, device)),
         usable,

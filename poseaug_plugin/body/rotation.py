@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-_SMALLEST_ANGLE = 1e-12  # radians, for a sine that can be divided by its angle
-
 
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     """Exact exponential map: axis times angle (..., 3), radians, to rotation matrices (..., 3, 3).
@@ -22,7 +20,7 @@ def turn_by(axis_angle: Tensor, points: Tensor) -> Tensor:
     """By how much rotations (axis times angle, (..., 3), radians) move points (..., 3): R x - x."""
     # By the unit quaternion (w, v): R x - x = 2 v × (w x + v × x). Nothing cancels.
     angle = torch.linalg.vector_norm(axis_angle, dim=-1, keepdim=True)
-    half = (angle / 2).clamp(min=_SMALLEST_ANGLE)
+    half = (angle / 2).clamp(min=1e-12)  # a sine is divided by it
     twice = axis_angle * (half.sin() / half)
     across = torch.linalg.cross(twice, points)
     return torch.linalg.cross(twice, torch.add(half.cos() * points, across, alpha=0.5))
