@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,18 +28,10 @@ Projection = Callable[[Tensor, Tensor], Tensor]
 # Points (B, ..., 3), their keypoints (B, ..., 2), intrinsics (B, 9) and the image's height / width
 # to (B, ...) bool.
 FrameCheck = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+# Draws so many windows of so many frames from sequences.
+Sampler = Callable[[int, int, torch.Generator], CanonicalBatch]
 # Puts other poses in place of some that were chosen.
 Exchange = Callable[[CanonicalBatch, torch.Generator], CanonicalBatch]
-
-
-class Windows(Protocol):
-    """A stock of sequences from which windows are drawn."""
-
-    def sample(self, count: int, frames: int, generator: torch.Generator) -> CanonicalBatch:
-        """``count`` windows of ``frames`` frames."""
-
-    def target_frame(self, frames: int) -> int:
-        """Index of the frame that is lifted."""
 
 
 @dataclass(eq=False)
@@ -56,7 +47,8 @@ class Augmenter:
     learn_from: int | None = None  # samples that an update learns from, at most; None for all
     project: Projection = project_points
     frame_check: FrameCheck = in_view
-    windows: Windows | None = None  # where windows to augment come from, if not from the batch
+    sample: Sampler | None = None  # gives windows to augment where they are not the batch's
+    target_frame: Callable[[int], int] = middle_frame  # which of so many frames is lifted
     exchange: Exchange | None = None  # has no part in what an update learns from
 
     def __post_init__(self) -> None:
@@ -77,12 +69,11 @@ class Augmenter:
         sources, originals = order.tensor_split([count])
         if self.appends:
             sources = originals = torch.arange(size, device=device)
-        if self.windows is None:
+        target = self.target_frame(frames)
+        if self.sample is None:
             chosen = CanonicalBatch(*(field.index_select(0, sources) for field in batch))
-            target = middle_frame(frames)
         else:
-            chosen = self.windows.sample(count, frames, self.generator)
-            target = self.windows.target_frame(frames)
+            chosen = self.sample(count, frames, self.generator)
         if self.exchange is not None and not keeps_inputs:
             chosen = self.exchange(chosen, self.generator)
         noise = torch.randn(count, self.policy.noise_size, device=device, generator=self.generator)

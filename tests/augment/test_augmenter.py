@@ -263,13 +263,10 @@ class Stock(NamedTuple):
         self.asked.append((count, frames))
         return CanonicalBatch(*(field[:count] for field in self.windows))
 
-    def target_frame(self, frames: int) -> int:
-        return frames - 1
-
 
 def test_windows_come_from_a_stock() -> None:
     stock = Stock(canonical_batch(poses(40, frames=5)), [])
-    own = augmenter(Given(), windows=stock)
+    own = augmenter(Given(), sample=stock.sample, target_frame=lambda frames: frames - 1)
     given = poses(16, frames=5)
     batch = own.augment(given._replace(joints=given.joints[:, 4:]))
     assert stock.asked == [(12, 5)]
