@@ -25,8 +25,7 @@ from .transforms import (
 
 # Points (B, ..., 3) and intrinsics (B, 9) to normalised screen coordinates (B, ..., 2).
 Projection = Callable[[Tensor, Tensor], Tensor]
-# Points (B, ..., 3), their keypoints (B, ..., 2), intrinsics (B, 9) and the image's height / width
-# to (B, ...) bool.
+# Points (B, ..., 3), keypoints (B, ..., 2), intrinsics (B, 9), height / width to (B, ...) bool.
 FrameCheck = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 # Draws so many windows of so many frames from sequences.
 Sampler = Callable[[int, int, torch.Generator], CanonicalBatch]

@@ -82,7 +82,7 @@ class GeneratedPoses:
 
     @cached_property
     def length_ratios(self) -> Tensor:
-        """(B, groups): bone length ratios of groups."""
+        """(B, groups): bone length ratio of each left/right-tied group."""
         return per_group(self.parameters.bone_length_ratio[:, 0], self.skeleton)
 
 

@@ -111,7 +111,7 @@ class Formulas(NamedTuple):
     feedback: Callable[[Tensor, Tensor, float, float], Tensor] = paper_feedback
     tolerances: tuple[float, float] = (0.0, 0.0)  # of the feedback on bent and on moved poses
     adversarial: Callable[[Critic], Term] = AdversarialTerm
-    range: Term = RangeTerm(weight=1.0, length_limit=0.1)
+    range: Callable[[], Term] = partial(RangeTerm, weight=1.0, length_limit=0.1)
     # The paper's keypoints are of clamped rays, so they do not tell.
     frame_check: FrameCheck = lambda points, _, camera, aspect_ratio: in_view(
         points, project_points(points, camera), camera, aspect_ratio
@@ -125,7 +125,7 @@ RELEASED = Formulas(
     feedback=released_feedback,
     tolerances=(2.0, 15.0),
     adversarial=BothSidedTerm,
-    range=ReleasedRangeTerm(),
+    range=ReleasedRangeTerm,
     frame_check=released_frame_check,
 )
 
@@ -214,7 +214,7 @@ class Paper:
         return Training(
             policy,
             critics,
-            (*adversarial, feedback, formulas.range),
+            (*adversarial, feedback, formulas.range()),
             interval=1,
             learn_from=None,
             pool_capacity=self.pool_capacity,
