@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from typing_extensions import override
 
-from ..body.bones import bone_directions, bone_lengths, bones_to_joints, joints_to_bones, per_group
+from ..body.bones import (
+    bone_directions,
+    bone_lengths,
+    bones_to_joints,
+    joints_to_bones,
+    skeleton_tables,
+)
 from ..body.poses import CanonicalBatch
 from ..body.skeleton import Skeleton
 
@@ -83,7 +89,8 @@ class GeneratedPoses:
     @cached_property
     def length_ratios(self) -> Tensor:
         """(B, groups): bone length ratio of each left/right-tied group."""
-        return per_group(self.parameters.bone_length_ratio[:, 0], self.skeleton)
+        ratios = self.parameters.bone_length_ratio[:, 0]
+        return ratios @ skeleton_tables(self.skeleton, ratios.device, ratios.dtype).pooling.T
 
 
 class AugmentedBatch(NamedTuple):

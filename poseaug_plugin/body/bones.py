@@ -83,12 +83,8 @@ def bone_directions(bones: Tensor) -> Tensor:
 
 def average_bone_lengths(joints: Tensor, skeleton: Skeleton) -> Tensor:
     """(..., groups) length of each left/right-tied bone group, for joints (..., J, 3)."""
-    return per_group(bone_lengths(joints_to_bones(joints, skeleton)), skeleton)
-
-
-def per_group(bone_values: Tensor, skeleton: Skeleton) -> Tensor:
-    """(..., groups) means of one value per bone (..., bones)."""
-    return bone_values @ skeleton_tables(skeleton, bone_values.device, bone_values.dtype).pooling.T
+    lengths = bone_lengths(joints_to_bones(joints, skeleton))
+    return lengths @ skeleton_tables(skeleton, joints.device, joints.dtype).pooling.T
 
 
 def per_bone(group_values: Tensor, skeleton: Skeleton) -> Tensor:
