@@ -21,7 +21,7 @@ from .feedback.target import TargetKeypoints
 from .host import attachment
 from .host.adapter import Adapter, HostBatch, HostPoses, PoseAdapter, mix, mix_cameras, one_each
 from .host.checks import BatchReport, check_batch, infer_skeleton
-from .host.sequences import PoseSource, PoseWindows
+from .host.sequences import PoseSource
 from .options import DefaultPreset, Options, Preset, RandomPreset, Surroundings, UpdateContext
 from .reference.recipes import Paper, Released
 from .runtime.checkpoint import as_state, from_state
@@ -422,9 +422,9 @@ class PoseAugHook:
     def _tell(self, given: HostBatch, trainer: Trainer, problems: tuple[str, ...]) -> None:
         """Warn, once, of what looks wrong with the first batch and with the source."""
         self._has_looked = True
-        found, windows = {"the first batch": problems}, trainer.augmenter.windows
+        found, windows = {"the first batch": problems}, trainer.windows
         device = given.inputs_3d.device
-        if isinstance(windows, PoseWindows):
+        if windows is not None:
             with library_defaults(device):
                 sample = CanonicalPoses(*windows.sample(512, 1, torch.Generator(device))[:3])
                 report = check_batch(sample, trainer.skeleton, True, middle_frame)

@@ -1,10 +1,10 @@
 """The field's metrics of predicted poses, batched, on any device.
 
-Every function takes ``predicted`` and ``target`` (..., J, 3), any number of leading axes, and
-answers in their unit: metres in, metres out. ``reduction="mean"`` gives a scalar, ``"none"`` one
-error per pose (...). Nothing is made root-relative here; do that first where a protocol asks for
-it. Half precision is evaluated and returned in float32. NaN joints give NaN errors and count as
-wrong in `pck` and `auc`. Shapes, dtypes or a reduction that do not fit raise `PoseAugError`.
+Every function takes ``predicted`` and ``target`` (..., J, 3) and answers in their unit.
+``reduction="mean"`` gives a scalar, ``"none"`` one error per pose (...). Nothing is made
+root-relative; do that first where a protocol asks for it. Half precision is evaluated and returned
+in float32. NaN joints give NaN errors and count as wrong in `pck` and `auc`. Shapes, dtypes or a
+reduction that do not fit raise `PoseAugError`.
 """
 
 from collections.abc import Sequence
@@ -27,21 +27,22 @@ def mpjpe(
     """Mean per-joint position error: Human3.6M protocol 1 (Ionescu et al. 2014).
 
     Usable as a loss: its gradient is 0, not NaN, where a joint is hit exactly. ``weights`` are
-    factors that broadcast to (..., J), for example (..., 1) for one per pose; the weighted errors
-    are averaged, not divided by the sum of the weights (VideoPose3D).
+    factors that broadcast to (..., J); weighted errors are averaged, not divided by the sum of the
+    weights (VideoPose3D).
 
     Example:
         >>> target = torch.zeros(2, 17, 3)
         >>> mpjpe(target + torch.tensor([3.0, 0.0, 4.0]), target)
         tensor(5.)
     """
-    errors = _joint_errors("mpjpe", predicted, target)
+    predicted, target = _checked("mpjpe", predicted, target)
+    errors = (predicted - target).norm(dim=-1)
     if weights is not None:
         try:
             errors = errors * weights.expand_as(errors)
         except RuntimeError:
-            shape, got = tuple(errors.shape), tuple(weights.shape)
-            raise PoseAugError(f"mpjpe: weights must broadcast to {shape}, got {got}.") from None
+            shapes = f"{tuple(errors.shape)}, got {tuple(weights.shape)}"
+            raise PoseAugError(f"mpjpe: weights must broadcast to {shapes}.") from None
     return _reduce("mpjpe", errors.mean(-1), reduction)
 
 
@@ -49,9 +50,9 @@ def p_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") ->
     """MPJPE after the best similarity transform: Human3.6M protocol 2 (Ionescu et al. 2014).
 
     Each prediction is moved, rotated and scaled to its target by least squares (Procrustes; Umeyama
-    1991). Mirroring is not allowed, so a left/right swap stays an error. Of a prediction with all
-    joints in one point the centroid is aligned. Differentiable, but no loss: the gradient is NaN
-    where the best rotation is not unique.
+    1991), but not mirrored: a left/right swap stays an error. Of a prediction with all joints in
+    one point the centroid is aligned. No loss: the gradient is NaN where the best rotation is not
+    unique.
 
     Example:
         >>> target = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
@@ -77,10 +78,7 @@ def p_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") ->
 
 
 def n_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") -> Tensor:
-    """MPJPE after the best scaling of each prediction about the origin (Rhodin et al. 2018).
-
-    Poses are root-relative as a rule: the origin is the fixed point.
-    """
+    """MPJPE after the best scaling of each prediction about the origin (Rhodin et al. 2018)."""
     predicted, target = _checked("n_mpjpe", predicted, target)
     agreement = (predicted * target).sum((-2, -1), keepdim=True)
     # The floor only matters for an all-zero prediction, which any scale leaves where it is.
@@ -92,8 +90,7 @@ def n_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") ->
 def mpjve(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") -> Tensor:
     """Mean per-joint velocity error of sequences (..., T, J, 3), T >= 2 (Pavllo et al. 2019).
 
-    It tells how much a sequence jitters. Velocities are differences of neighbouring frames, in the
-    unit of the input per frame, on the time axis, -3 (the paper's code: on axis 0).
+    Velocities are differences of neighbouring frames, on axis -3 (the paper's code: on axis 0).
     """
     predicted, target = _checked("mpjve", predicted, target)
     if predicted.dim() < 3 or predicted.shape[-3] < 2:
@@ -108,11 +105,12 @@ def mpjve(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") -> T
 def pck(predicted: Tensor, target: Tensor, *, threshold: float = 0.150) -> Tensor:
     """Percentage of correct keypoints in 3D, 3DPCK (Mehta et al. 2017): a scalar in [0, 100].
 
-    An error below ``threshold``, in the unit of the poses, is correct; by default 150 mm. Every
-    joint passed counts. A root joint at the origin in both poses is always correct: drop it
-    beforehand, or keep it to compare with the released PoseAug numbers.
+    An error below ``threshold``, in the unit of the poses, is correct; by default 150 mm. A root
+    joint at the origin in both poses is always correct: drop it beforehand, or keep it to compare
+    with the released PoseAug numbers.
     """
-    errors = _joint_errors("pck", predicted, target)
+    predicted, target = _checked("pck", predicted, target)
+    errors = (predicted - target).norm(dim=-1)
     return 100 * (errors < threshold).to(errors.dtype).mean()
 
 
@@ -123,7 +121,8 @@ def auc(
 
     The usual thresholds start at 0, below which no error lies: a perfect prediction gets 96.8.
     """
-    errors = _joint_errors("auc", predicted, target)
+    predicted, target = _checked("auc", predicted, target)
+    errors = (predicted - target).norm(dim=-1)
     if not len(thresholds):
         raise PoseAugError("auc: thresholds must not be empty.")
     edges = torch.tensor(sorted(thresholds), dtype=errors.dtype, device=errors.device)
@@ -145,12 +144,6 @@ def _checked(name: str, predicted: Tensor, target: Tensor) -> tuple[Tensor, Tens
     # There is no SVD in half precision, and a sum over joints would lose millimetres.
     dtype = torch.promote_types(torch.promote_types(*kinds), torch.float32)
     return predicted.to(dtype), target.to(dtype)
-
-
-def _joint_errors(name: str, predicted: Tensor, target: Tensor) -> Tensor:
-    """Distances (..., J) between joints."""
-    predicted, target = _checked(name, predicted, target)
-    return (predicted - target).norm(dim=-1)
 
 
 def _normalised(pose: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from .adversary.critics import (
 from .augment.augmenter import FrameCheck, Projection
 from .augment.policy import AugmentationPolicy, Operation, RandomPolicy, Spread, check_operations
 from .augment.transforms import AugmentedBatch, Policy
-from .body.camera import project_points
+from .body.camera import in_view, project_points
 from .body.skeleton import Skeleton
 from .errors import PoseAugError, check_choice, check_flag, check_number
 from .feedback.controller import FeedbackController
@@ -147,7 +147,7 @@ class Training(NamedTuple):
     learn_from: int | None = 128  # augmented poses of a batch that are learned from; None for all
     pool_capacity: int = 1024
     project: Projection = project_points
-    frame_check: FrameCheck | None = None
+    frame_check: FrameCheck = in_view
     make_optimizer: Callable[[nn.Module], GuardedAdam] = GuardedAdam
     before_update: Callable[[UpdateContext], None] | None = None
 
@@ -172,7 +172,7 @@ class DefaultPreset:
         {"policy", "spread", "operations", "share"}
         | {"critic_weight", "entropy_weight", "feedback", "target_2d"}
     )
-    draws: type[AugmentationPolicy | RandomPolicy] = AugmentationPolicy
+    draws: type[RandomPolicy] = AugmentationPolicy
 
     def build(self, options: Options, surroundings: Surroundings) -> Training:
         """Make the policy and what teaches it."""
@@ -190,7 +190,7 @@ class DefaultPreset:
         critics = (PartKCSCritic(skeleton), KeypointCritic(skeleton)) if weight else ()
         for critic in critics:
             critic.weight = weight
-        own = RangeTerm(skeleton), FrameTerm(surroundings.aspect_ratio), EntropyTerm(policy, reward)
+        own = RangeTerm(), FrameTerm(surroundings.aspect_ratio), EntropyTerm(policy, reward)
         controller = None
         if isinstance(policy, AugmentationPolicy) and options.feedback is not False:
             controller = FeedbackController(policy.strength)

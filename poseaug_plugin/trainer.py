@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from .adversary.critics import Critic, Term, critic_loss
 from .adversary.pool import FakePosePool
-from .augment.augmenter import Augmenter, Windows
+from .augment.augmenter import Augmenter
 from .augment.policy import AugmentationPolicy, RandomPolicy
-from .augment.transforms import AugmentedBatch, GeneratedPoses
+from .augment.transforms import AugmentedBatch, GeneratedPoses, middle_frame
 from .body.poses import CanonicalPoses
 from .errors import warn
 from .feedback.controller import observed_errors
 from .feedback.target import ClosedLoop
 from .host.adapter import HostPoses
+from .host.sequences import PoseWindows
 from .options import Options, Preset, Surroundings, UpdateContext
 from .runtime.checkpoint import check_modules
 from .runtime.distributed import Ranks, WeightedGradients
@@ -79,11 +80,11 @@ class Trainer:
         options: Options,
         surroundings: Surroundings,
         seed: int = 0,
-        windows: Windows | None = None,  # where windows come from, if not from the batch
+        windows: PoseWindows | None = None,  # where windows come from, if not from the batch
         ranks: Ranks | None = None,  # the processes that train together, each with a trainer
     ) -> None:
         self.skeleton, self.generator = surroundings.skeleton, surroundings.generator
-        self.ranks, self.num_updates = ranks, 0
+        self.ranks, self.windows, self.num_updates = ranks, windows, 0
         device = self.generator.device
         # Initial weights come from a stream of our own; the user's global one is given back.
         with seeded_stream(seed, torch.device("cpu")):
@@ -105,8 +106,9 @@ class Trainer:
             learn_from=training.learn_from,
             project=training.project,
             frame_check=training.frame_check,
-            windows=windows,
-            closed_loop=training.closed_loop,
+            sample=None if windows is None else windows.sample,
+            target_frame=middle_frame if windows is None else windows.target_frame,
+            exchange=None if training.closed_loop is None else training.closed_loop.mix_in,
         )
         self.phases: list[Phase] = []
         self.pools: dict[str, FakePosePool] = {}
@@ -123,7 +125,7 @@ class Trainer:
             loss = partial(_critic_loss, critic, pool, self.generator)
             interval = self.interval * critic.interval
             self.phases.append(Phase(critic.name, critic, loss, optimizer, interval))
-        draws = isinstance(self.policy, AugmentationPolicy | RandomPolicy)
+        draws = isinstance(self.policy, RandomPolicy)
         self.monitor = Monitor(tuple(self.pools), draws).to(device)
         self._statistics = [b for b in saved_buffers(self.policy) if b.is_floating_point()]
         names = [*(p.name for p in self.phases), *(f"policy/{t.name}" for t in training.terms)]

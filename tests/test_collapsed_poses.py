@@ -22,7 +22,6 @@ from poseaug_plugin.body.bones import (
     bone_directions,
     bone_lengths,
     joints_to_bones,
-    kinematic_chain_space,
     with_bone_lengths,
 )
 from poseaug_plugin.body.camera import project_points
@@ -51,7 +50,6 @@ BONE_FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "directions": lambda x: bone_directions(joints_to_bones(x, H36M_16)),
     "average lengths": lambda x: average_bone_lengths(x, H36M_16),
     "new lengths": lambda x: with_bone_lengths(x, torch.ones(15, dtype=x.dtype), H36M_16),
-    "gram": lambda x: kinematic_chain_space(bone_directions(joints_to_bones(x, H36M_16))),
     "bend": lambda x: bent_joints(x, x.new_full((4, 1, 15, 3), 0.1), H36M_16),
     "bend by nothing": lambda x: bent_joints(x, x.new_zeros(4, 1, 15, 3), H36M_16),
     "augment by nothing": lambda x: (

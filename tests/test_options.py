@@ -265,7 +265,7 @@ def test_default_weights() -> None:
     assert training.interval == 8
     assert [critic.interval for critic in training.critics] == [1, 1]
     assert set(terms) == {"critic_3d", "critic_2d", "range", "frame", "entropy"}
-    assert (terms["range"].weight, terms["frame"].weight, terms["entropy"].weight) == (3, 1, 0.05)
+    assert (terms["range"].weight, terms["entropy"].weight) == (3, 0.05)
     assert training.learn_from == 128
     assert training.pool_capacity == 1024
     assert DefaultPreset().share == RandomPreset().share == 0.75
@@ -323,7 +323,7 @@ def test_a_preset_of_ones_own() -> None:
     hook = hook_with(preset=Own(), spread=Spread(yaw=0.1))
     camera, inputs_3d, inputs_2d = make_batch()
     hook.augment(inputs_2d, inputs_3d, camera)
-    assert isinstance(hook.policy, RandomPolicy)
+    assert type(hook.policy) is RandomPolicy
     assert hook._trainer.augmenter.share == 1.0  # type: ignore[union-attr]
     with pytest.raises(PoseAugError, match="share has no effect with preset='own'"):
         hook_with(preset=Own(), share=0.5)

@@ -73,8 +73,9 @@ class MotionBERTAdapter:
         root_z = image[..., skeleton.root, 2]
         in_format = ((root_z - root_z[:, :1]).abs() < _SAME_DEPTH).all(1)
         joints = self._camera_space(image, skeleton)
+        joints = torch.where(in_format[:, None, None, None], joints, torch.nan)
         keypoints = inputs_2d.detach().float()[..., :2]
-        return CanonicalPoses(joints, keypoints, self._intrinsics(joints), in_format)
+        return CanonicalPoses(joints, keypoints, self._intrinsics(joints))
 
     def encode(
         self, joints: Tensor, keypoints: Tensor, like: HostPoses, skeleton: Skeleton

@@ -20,7 +20,6 @@ from poseaug_plugin import (
     project_points,
     solve_root,
 )
-from poseaug_plugin.body.camera import image_coordinates
 from poseaug_plugin.host.adapter import batch_intrinsics, camera_problem, tensor_problem
 
 JOINTS = 17
@@ -97,11 +96,11 @@ class SimpleBaselineAdapter:
         pixels = _on(device, self._inputs).undo(inputs_2d.detach().float()).unflatten(1, (1, -1, 2))
         seen = normalize_screen_coordinates(pixels, self.width, self.height)
         intrinsics = batch_intrinsics(camera, relative)
-        solved = solve_root(seen, _without_neck(relative), intrinsics)
-        joints = relative + solved.root.unsqueeze(-2)
+        root, _ = solve_root(seen, _without_neck(relative), intrinsics)
+        joints = relative + root.unsqueeze(-2)
         neck = project_points(joints[:, :, NECK : NECK + 1], intrinsics)
         keypoints = torch.cat([seen[:, :, :NECK], neck, seen[:, :, NECK:]], -2)
-        return CanonicalPoses(joints, keypoints, intrinsics, solved.found.all(-1))
+        return CanonicalPoses(joints, keypoints, intrinsics)
 
     def encode(
         self, joints: Tensor, keypoints: Tensor, like: HostPoses, skeleton: Skeleton
@@ -123,6 +122,11 @@ class SimpleBaselineAdapter:
         """(B, 48) scores to (B, 1, 17, 3) metres with the hip at zero."""
         millimetres = _on(targets.device, self._targets).undo(targets).unflatten(1, (1, -1, 3))
         return torch.nn.functional.pad(millimetres * METRES_PER_UNIT, (0, 0, 1, 0))
+
+
+def image_coordinates(normalized: Tensor, width: float, height: float) -> Tensor:
+    """Inverse of `normalize_screen_coordinates`."""
+    return (normalized + normalized.new_tensor([1.0, height / width])) * width / 2
 
 
 def keypoint_statistics(pixels: Tensor | np.ndarray) -> dict[str, np.ndarray]:

@@ -9,28 +9,24 @@ from torch.nn.functional import leaky_relu
 from typing_extensions import override
 
 from ..augment.transforms import GeneratedPoses, Policy
-from ..body.bones import bone_directions, joints_to_bones, kinematic_chain_space, skeleton_tables
+from ..body.bones import bone_directions, joints_to_bones
 from ..body.camera import project_points
 from ..body.presets import find_skeleton
 from ..body.skeleton import Skeleton
 
 
-def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Mean of ``values`` (B, ...) over everything, samples weighted by ``weights`` (B,)."""
-    if weights is None:
-        return values.mean()
     per_sample = values.flatten(1).mean(1) if values.dim() > 1 else values
     return per_sample.dot(weights) / weights.sum().clamp(min=1e-12)
 
 
-def lsgan_critic_loss(
-    real_scores: Tensor, fake_scores: Tensor, weights: Tensor | None = None
-) -> Tensor:
+def lsgan_critic_loss(real_scores: Tensor, fake_scores: Tensor, weights: Tensor) -> Tensor:
     """1/2 [(D(real) - 1)^2 + D(fake)^2], for scores (B, parts) (PoseAug equations 7 and 8)."""
     return 0.5 * (weighted_mean((real_scores - 1).square(), weights) + fake_scores.square().mean())
 
 
-def lsgan_policy_loss(fake_scores: Tensor, weights: Tensor | None = None) -> Tensor:
+def lsgan_policy_loss(fake_scores: Tensor, weights: Tensor) -> Tensor:
     """1/2 (D(fake) - 1)^2, for scores (B, parts)."""
     return 0.5 * weighted_mean((fake_scores - 1).square(), weights)
 
@@ -59,12 +55,6 @@ class GroupedLinear(nn.Module):
         self.weight = nn.Parameter(torch.stack([layer.weight.detach() for layer in layers]))
         self.bias = nn.Parameter(torch.stack([layer.bias.detach() for layer in layers]))
 
-    def keep_inputs(self, columns: Tensor) -> None:
-        """Drop all inputs of each group but ``columns`` (groups, k)."""
-        outputs = self.weight.shape[1]
-        kept = self.weight.detach().gather(2, columns.unsqueeze(1).expand(-1, outputs, -1))
-        self.weight = nn.Parameter(kept)
-
     def forward(self, x: Tensor) -> Tensor:
         """Apply every group's layer to its own features."""
         return torch.baddbmm(self.bias.unsqueeze(2), self.weight, x)
@@ -88,12 +78,12 @@ class Critic(nn.Module):
 
 
 class PartKCSCritic(Critic):
-    """Scores of body parts from the Gram matrices of their unit bones (PoseAug section 3.3).
+    """Scores of body parts from the Gram matrices B B^T of their unit bones (PoseAug section 3.3).
 
-    It sees angles between bones and nothing else: neither size, nor place, nor viewpoint. Of a
-    batch it sees bent poses, each in one frame. ``scope="parts"`` gives one score per part in the
-    order of ``skeleton.part_bones``; ``"whole"`` judges the whole body by one network (the paper's
-    ablation).
+    In this kinematic chain space (Wandt & Rosenhahn, CVPR 2019) bent poses, each in one frame, are
+    angles between bones: neither size, nor place, nor viewpoint. ``scope="parts"`` gives one score
+    per part in the order of ``skeleton.part_bones``; ``"whole"`` judges the whole body by one
+    network (the paper's ablation).
     """
 
     name = "critic_3d"
@@ -115,14 +105,15 @@ class PartKCSCritic(Critic):
         parts = skeleton.part_bones if scope == "parts" else (("body", tuple(range(bones))),)
         masks = torch.tensor([[float(b in seen) for b in range(bones)] for _, seen in parts])
         pairs = (masks.unsqueeze(2) * masks.unsqueeze(1)).flatten(1)
-        # A part's own entries of the Gram matrix, filled up with others that are masked. The rest
-        # of the matrix is zero to a part, so its weights would never be used.
+        # A part's own entries of the Gram matrix, filled up with others that are masked.
         own = pairs.sort(dim=1, descending=True, stable=True)
         most = int(pairs.sum(1).max())
         self.register_buffer("entries", own.indices[:, :most].contiguous(), persistent=False)
         self.register_buffer("entry_masks", own.values[:, :most], persistent=False)
         self.layer_1 = GroupedLinear(len(parts), bones * bones, width)
-        self.layer_1.keep_inputs(self.entries)
+        # The rest of the matrix is zero to a part, so its weights would never be used.
+        kept = self.entries.unsqueeze(1).expand(-1, width, -1)
+        self.layer_1.weight = nn.Parameter(self.layer_1.weight.detach().gather(2, kept))
         self.layer_2 = GroupedLinear(len(parts), width, width)
         self.layer_3 = GroupedLinear(len(parts), width, width)
         self.layer_last = GroupedLinear(len(parts), width, last_width)
@@ -139,7 +130,7 @@ class PartKCSCritic(Critic):
     def forward(self, joints: Tensor) -> Tensor:
         """Scores (B, parts); joints (B, J, 3) in any unit and frame."""
         directions = bone_directions(joints_to_bones(joints, self.skeleton))
-        gram = kinematic_chain_space(directions).flatten(1)
+        gram = (directions @ directions.mT).flatten(1)
         seen = gram.index_select(1, self.entries.flatten()).unflatten(1, self.entries.shape)
         features = leaky_relu(self.layer_1((seen * self.entry_masks).permute(1, 2, 0)))
         deeper = self.layer_3(leaky_relu(self.layer_2(features))) + features
@@ -149,8 +140,8 @@ class PartKCSCritic(Critic):
 class KeypointCritic(Critic):
     """Score of a 2D pose in normalised screen coordinates (PoseAug section 3.3).
 
-    Of a batch it sees projections, each in one frame: real ones are of the poses that were
-    augmented, not a detector's, so that it does not learn the detector's noise.
+    Each is of one frame. Real ones are projections of the poses that were augmented, not a
+    detector's, so that it does not learn the detector's noise.
     """
 
     name = "critic_2d"
@@ -216,7 +207,6 @@ class Term(Protocol):
 class RangeTerm:
     """Keeps bone angles and lengths near the source's (PoseAug equation 4)."""
 
-    skeleton: Skeleton
     weight: float = 3.0
     angle_limit: float = 0.205  # a mean of 1 - cos(bone angle) below it is free
     length_limit: float = 0.15  # a mean |bone length ratio| below it is free
@@ -224,17 +214,10 @@ class RangeTerm:
 
     def __call__(self, generated: GeneratedPoses) -> Tensor:
         """The weighted term, 0-d."""
-        weights = generated.weights
-        ratios = length_ratios(generated, self.skeleton).abs()
+        weights, ratios = generated.weights, generated.length_ratios.abs()
         angle = weighted_mean(rectified_mean(generated.angle_change, self.angle_limit), weights)
         length = weighted_mean(rectified_mean(ratios, self.length_limit), weights)
         return (angle + length) * self.weight
-
-
-def length_ratios(generated: GeneratedPoses, skeleton: Skeleton) -> Tensor:
-    """(B, groups) bone length ratio of each left/right-tied group."""
-    ratios = generated.parameters.bone_length_ratio[:, 0]
-    return ratios @ skeleton_tables(skeleton, ratios.device, ratios.dtype).pooling.T
 
 
 @dataclass
@@ -242,7 +225,6 @@ class FrameTerm:
     """Mean squared distance of keypoints outside the frame; its gradient pulls a pose back."""
 
     aspect_ratio: float
-    weight: float = 1.0
     name = "frame"
 
     def __call__(self, generated: GeneratedPoses) -> Tensor:
@@ -250,7 +232,7 @@ class FrameTerm:
         x, y = generated.keypoints.abs().unbind(-1)
         outside = (x - 1).relu().square() + (y - self.aspect_ratio).relu().square()
         # Bounded, so that a pose far outside does not drown the others, and never without gradient.
-        return self.weight * weighted_mean(outside / (1 + outside), generated.weights)
+        return weighted_mean(outside / (1 + outside), generated.weights)
 
 
 @dataclass

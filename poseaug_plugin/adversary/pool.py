@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 
 class FakePosePool(nn.Module):
-    """Buffers of ``capacity`` samples (*shape) on the device; 0 makes `exchange` the identity.
+    """Holds ``capacity`` samples (*shape) on the device; of 0, `exchange` is the identity.
 
-    Until the pool is full, samples are stored and come back as they are. After that each sample is
-    exchanged, with probability ``swap_probability``, for one of the pool.
+    Until it is full, samples are stored and come back as they are. After that each is exchanged,
+    with probability ``swap_probability``, for one of the pool.
     """
 
     items: Tensor
@@ -26,26 +26,19 @@ class FakePosePool(nn.Module):
         return self._size
 
     def exchange(self, samples: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Store ``samples`` (B, *shape) and return as many, some of them older ones."""
-        draws = torch.rand(samples.shape[0], device=samples.device, generator=generator)
-        # Distinct slots, so that two samples of one batch never go for the same place.
+        """Store ``samples`` (B, *shape) and return as many, detached, some of them older ones."""
+        count = len(samples)
+        draws = torch.rand(count, device=samples.device, generator=generator)
         keys = torch.rand(self.capacity, device=samples.device, generator=generator)
-        return self.exchange_with(samples, draws, keys.argsort()[: samples.shape[0]])
-
-    def exchange_with(self, samples: Tensor, draws: Tensor, slots: Tensor) -> Tensor:
-        """`exchange` of (B, *shape) with the randomness given; the result is detached.
-
-        A sample is exchanged where 1 - swap_probability < its draw (B,), uniform in [0, 1), with
-        its distinct place in ``slots`` (min(B, capacity),); further samples stay.
-        """
         samples = samples.detach().to(self.items.dtype)
-        stored = min(samples.shape[0], self.capacity - self._size)
+        stored = min(count, self.capacity - self._size)
         self.items[self._size : self._size + stored] = samples[:stored]
         self._size += stored
-        kept, exchanged, rest = samples.tensor_split([stored, stored + len(slots)])
+        # Distinct slots, so that two samples of one batch never go for the same place.
+        kept, exchanged, rest = samples.tensor_split([stored, stored + min(count, self.capacity)])
         if not len(exchanged):
             return samples
-        slots = slots[: len(exchanged)]
+        slots = keys.argsort()[: len(exchanged)]
         swap = draws[stored : stored + len(exchanged)] > 1 - self.swap_probability
         swap = swap.reshape(-1, *[1] * (samples.dim() - 1))
         older = self.items[slots]

@@ -3,12 +3,11 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..body.camera import in_view, project_points, with_focal_ratio
+from ..body.camera import in_view, project_points
 from ..body.poses import CanonicalBatch, CanonicalPoses, canonical_batch
 from ..body.skeleton import Skeleton
 from ..runtime.isolation import saved_buffers, unchanged
@@ -26,25 +25,12 @@ from .transforms import (
 
 # Points (B, ..., 3) and intrinsics (B, 9) to normalised screen coordinates (B, ..., 2).
 Projection = Callable[[Tensor, Tensor], Tensor]
-# Points (B, ..., 3), their keypoints (B, ..., 2) and intrinsics (B, 9) to (B, ...) bool.
-FrameCheck = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-class Windows(Protocol):
-    """A stock of sequences from which windows are drawn."""
-
-    def sample(self, count: int, frames: int, generator: torch.Generator) -> CanonicalBatch:
-        """``count`` windows of ``frames`` frames."""
-
-    def target_frame(self, frames: int) -> int:
-        """Index of the frame that is lifted."""
-
-
-class Exchange(Protocol):
-    """Puts other poses in place of some that were chosen."""
-
-    def mix_in(self, chosen: CanonicalBatch, generator: torch.Generator) -> CanonicalBatch:
-        """The poses to augment."""
+# Points (B, ..., 3), keypoints (B, ..., 2), intrinsics (B, 9), height / width to (B, ...) bool.
+FrameCheck = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+# Draws so many windows of so many frames from sequences.
+Sampler = Callable[[int, int, torch.Generator], CanonicalBatch]
+# Puts other poses in place of some that were chosen.
+Exchange = Callable[[CanonicalBatch, torch.Generator], CanonicalBatch]
 
 
 @dataclass(eq=False)
@@ -59,9 +45,10 @@ class Augmenter:
     aspect_ratio: float = 1.0  # image height / width
     learn_from: int | None = None  # samples that an update learns from, at most; None for all
     project: Projection = project_points
-    frame_check: FrameCheck | None = None  # accepts points; by default `in_view`
-    windows: Windows | None = None  # where windows to augment come from, if not from the batch
-    closed_loop: Exchange | None = None  # has no part in what an update learns from
+    frame_check: FrameCheck = in_view
+    sample: Sampler | None = None  # gives windows to augment where they are not the batch's
+    target_frame: Callable[[int], int] = middle_frame  # which of so many frames is lifted
+    exchange: Exchange | None = None  # has no part in what an update learns from
 
     def __post_init__(self) -> None:
         self._statistics = saved_buffers(self.policy)
@@ -69,10 +56,6 @@ class Augmenter:
     def count_of(self, batch_size: int) -> int:
         """How many samples of a batch are augmented."""
         return batch_size if self.appends else round(self.share * batch_size)
-
-    def target_frame(self, frames: int) -> int:
-        """The frame of a window that is lifted, where that is one of several."""
-        return middle_frame(frames) if self.windows is None else self.windows.target_frame(frames)
 
     def augment(
         self, poses: CanonicalPoses, keeps_cameras: bool = True, keeps_inputs: bool = False
@@ -85,24 +68,23 @@ class Augmenter:
         sources, originals = order.tensor_split([count])
         if self.appends:
             sources = originals = torch.arange(size, device=device)
-        if self.windows is None:
+        target = self.target_frame(frames)
+        if self.sample is None:
             chosen = CanonicalBatch(*(field.index_select(0, sources) for field in batch))
         else:
-            chosen = self.windows.sample(count, frames, self.generator)
-        if self.closed_loop is not None and not keeps_inputs:
-            chosen = self.closed_loop.mix_in(chosen, self.generator)
+            chosen = self.sample(count, frames, self.generator)
+        if self.exchange is not None and not keeps_inputs:
+            chosen = self.exchange(chosen, self.generator)
         noise = torch.randn(count, self.policy.noise_size, device=device, generator=self.generator)
         judged = None
         if frames > 1:
             judged = torch.randint(frames, (count,), device=device, generator=self.generator)
         inputs = AugmentationInputs(chosen, noise, judged, keeps_cameras)
-        # Without a graph, which would be kept through the user's own forward and backward pass;
-        # an update of the policy makes the same poses again with one. (Of fewer samples it has the
-        # same bodies and views, but places are drawn from the poses that are left.)
+        # Without a graph, which would be kept through the user's own forward and backward pass; an
+        # update makes the poses again with one. (Of fewer it draws places from those alone.)
         statistics = unchanged(self._statistics) if self._statistics else nullcontext()
         with torch.no_grad(), statistics:
             generated = self.generate(inputs)
-        target = self.target_frame(frames)
         return AugmentedBatch(
             joints=matching_frames(generated.poses.moved, batch.joints.shape[1], target),
             keypoints=generated.keypoints,
@@ -123,7 +105,8 @@ class Augmenter:
         augmented = apply_augmentation(poses.joints, parameters, self.skeleton)
         intrinsics = poses.intrinsics
         if not inputs.keeps_cameras:
-            intrinsics = with_focal_ratio(intrinsics, parameters.focal_ratio)
+            focal_length, rest = intrinsics.split((2, 7), 1)
+            intrinsics = torch.cat([focal_length * parameters.focal_ratio, rest], 1)
         keypoints = self.project(augmented.moved, intrinsics)
         return GeneratedPoses(inputs, parameters, augmented, keypoints, intrinsics, self.skeleton)
 
@@ -144,8 +127,5 @@ class Augmenter:
         moved, keypoints = generated.poses.moved, generated.keypoints
         sums = moved.sum((1, 2, 3)) + keypoints.sum((1, 2, 3))
         shortest = generated.parameters.bone_length_ratio.amin((1, 2))
-        if self.frame_check is None:
-            seen = in_view(moved, generated.intrinsics, self.aspect_ratio, keypoints)
-        else:
-            seen = self.frame_check(moved, keypoints, generated.intrinsics)
+        seen = self.frame_check(moved, keypoints, generated.intrinsics, self.aspect_ratio)
         return (sums.abs() < torch.inf) & (shortest > -1) & seen.flatten(1).all(1)

@@ -35,22 +35,18 @@ class Spread:
     """How widely random augmentation draws; angles in radians, normal ones by standard deviation.
 
     Attributes:
-        yaw: Turn about the vertical on which the batch stands (`rotation.vertical`), uniform in
-            +-yaw; pi is every side.
+        yaw: Turn about the vertical of the batch (`rotation.vertical`), uniform in +-yaw.
         pitch: Tilt towards the camera, normal.
         roll: Lean in the picture, normal.
-        depth: A pose takes the root position of another pose of the batch, times a factor drawn
+        depth: A pose takes the root position of another of the batch, times a factor drawn
             uniformly between these two.
-        keep_view: Share of the poses that keep their view and place, so that only their body
-            changes: one hard thing at a time.
+        keep_view: Share of the poses that keep view and place: one hard thing at a time.
         limb_angle: Limbs turn as a whole about their hip or shoulder, normal about each axis. Arms
             (parts with "arm" in their name) reach further and turn twice as far.
         bone_angle: Offset added to the unit vector of every bone of a limb, normal per coordinate.
         torso_angle: The same for the bones of no limb: trunk, hips, shoulders, neck and head.
-        bone_length: Length ratios of a limb's bones are uniform in +-bone_length, left and right
-            tied.
-        torso_length: The same for the bones of no limb. Skeletons differ in where they put these
-            joints, more than people differ.
+        bone_length: Length ratios of a limb's bones, uniform in +-bone_length, left and right tied.
+        torso_length: The same for the bones of no limb. Skeletons differ there more than people.
         focal_length: Logarithm of a factor on the focal length, uniform in +-focal_length; only
             with ``augment(..., return_camera=True)``. For known people seen through other lenses.
 
@@ -70,11 +66,11 @@ class Spread:
     focal_length: float = 0.0
 
     def __post_init__(self) -> None:
+        depth = self.depth
         widths = {name: value for name, value in vars(self).items() if name != "depth"}
         for name, value in widths.items():
             is_share = name in ("keep_view", "bone_length", "torso_length")
             check_number(f"Spread: {name}", value, 0.0, 1.0 if is_share else math.inf)
-        depth = self.depth
         if not isinstance(depth, (tuple, list)) or len(depth) != 2:
             raise PoseAugError(
                 f"Spread: depth must be a pair of factors, (nearest, furthest), got {depth!r}."
@@ -171,13 +167,12 @@ class RandomPolicy(Policy):
         )
 
 
-class AugmentationPolicy(Policy):
+class AugmentationPolicy(RandomPolicy):
     """The learned policy: random augmentation whose spreads are learned.
 
-    It starts as `RandomPolicy`, so poses are plausible and in frame from the first step, and a
-    batch stays diverse whatever is learned. Critics narrow its spreads, entropy widens them again,
-    and the estimator's error sets the strength of all. PoseAug's own networks, which regress single
-    parameters, are `reference.regressors`; as a residual on these draws they lost.
+    It starts as `RandomPolicy`, so poses are plausible from the first step, and a batch stays
+    diverse whatever is learned. Critics narrow its spreads, entropy widens them again, and the
+    estimator's error sets the strength of all. PoseAug's own networks are `reference.regressors`.
 
     Arguments and shapes are those of `RandomPolicy`; ``spread`` is that of the beginning.
     """
@@ -194,17 +189,14 @@ class AugmentationPolicy(Policy):
         spread: Spread | None = None,
         operations: tuple[Operation, ...] | None = None,
     ) -> None:
-        super().__init__()
-        self.base = RandomPolicy(skeleton, spread=spread, operations=operations)
-        self.noise_size = self.base.noise_size
+        super().__init__(skeleton, spread=spread, operations=operations)
         self.widening = nn.Parameter(torch.zeros(len(FACTORS)))
-        room = [_room_to_widen(self.base.spread, name) for name in FACTORS]
-        used = [float(self.base.reads(name)) for name in FACTORS]
-        of_draw = [[float(_factor_of(s) == name) for name in FACTORS] for s in self.base.spreads]
-        self.register_buffer("room_to_widen", torch.tensor(room), persistent=False)
-        self.register_buffer("used_factors", torch.tensor(used), persistent=False)
-        self.register_buffer("factor_of_draw", torch.tensor(of_draw), persistent=False)
-        self.register_buffer("strength", torch.ones(()), persistent=False)
+        room = [_room_to_widen(self.spread, name) for name in FACTORS]
+        used = [float(self.reads(name)) for name in FACTORS]
+        of_draw = [[float(_factor_of(s) == name) for name in FACTORS] for s in self.spreads]
+        buffers = {"room_to_widen": room, "used_factors": used, "factor_of_draw": of_draw}
+        for name, values in {**buffers, "strength": 1.0}.items():
+            self.register_buffer(name, torch.tensor(values), persistent=False)
 
     def log_spread_factors(self) -> Tensor:
         """(5,) logarithms of the learned factors (`FACTORS`), bounded."""
@@ -231,8 +223,7 @@ class AugmentationPolicy(Policy):
     @override
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
         factors = (self.factor_of_draw @ self.log_spread_factors()).exp()
-        widths = self.base.widths * factors * self.strength
-        return self.base.draw(joints, noise, widths, self.strength)
+        return self.draw(joints, noise, self.widths * factors * self.strength, self.strength)
 
 
 def check_operations(operations: object) -> tuple[Operation, ...]:
@@ -245,7 +236,6 @@ def check_operations(operations: object) -> tuple[Operation, ...]:
 
 
 def _factor_of(spread: str) -> str:
-    """Name of the factor on a spread, if there is one."""
     return spread.replace("torso", "bone")
 
 

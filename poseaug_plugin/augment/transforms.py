@@ -9,9 +9,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from typing_extensions import override
 
-from ..body.bones import bone_directions, bone_lengths, bones_to_joints, joints_to_bones
+from ..body.bones import (
+    bone_directions,
+    bone_lengths,
+    bones_to_joints,
+    joints_to_bones,
+    skeleton_tables,
+)
 from ..body.poses import CanonicalBatch
-from ..body.rotation import transform_rigidly
 from ..body.skeleton import Skeleton
 
 
@@ -37,9 +42,9 @@ class AugmentedPoses(NamedTuple):
 
 
 class AugmentationInputs(NamedTuple):
-    """Poses and noise; a policy makes the same augmented poses of the same inputs."""
+    """What a policy makes augmented poses of, always the same."""
 
-    poses: CanonicalBatch  # (B, ...) what is augmented
+    poses: CanonicalBatch
     noise: Tensor  # (B, noise_size) standard normal
     judged_frame: Tensor | None  # (B,) which frame critics of single poses see; None for T = 1
     keeps_cameras: bool  # whatever the focal ratio is
@@ -81,6 +86,12 @@ class GeneratedPoses:
         """(B, bones): by how much bones were turned, as of `bone_angle_change`."""
         return bone_angle_change(self.clean_pose, self.bent_pose, self.skeleton)
 
+    @cached_property
+    def length_ratios(self) -> Tensor:
+        """(B, groups): bone length ratio of each left/right-tied group."""
+        ratios = self.parameters.bone_length_ratio[:, 0]
+        return ratios @ skeleton_tables(self.skeleton, ratios.device, ratios.dtype).pooling.T
+
 
 class AugmentedBatch(NamedTuple):
     """The augmented samples of a batch, and what an update reads; nothing carries a graph."""
@@ -100,9 +111,8 @@ class AugmentedBatch(NamedTuple):
 class Policy(nn.Module):
     """From poses and noise to the parameters of an augmentation; one's own overrides `forward`.
 
-    Shape:
-        joints (B, T, J, 3) camera-space metres and noise (B, noise_size), standard normal ->
-        `AugmentationParameters`. The same poses and noise give the same parameters.
+    Joints (B, T, J, 3) in camera-space metres and noise (B, noise_size), standard normal: the same
+    give the same `AugmentationParameters`.
     """
 
     noise_size: int  # standard normal numbers that one augmentation takes
@@ -161,11 +171,11 @@ def identity_parameters(joints: Tensor, skeleton: Skeleton) -> AugmentationParam
 
 
 def bend_directions(directions: Tensor, offset: Tensor) -> Tensor:
-    """Turn bones: direction = normalise(direction + offset).
+    """Turn bones: direction = normalise(direction + offset), in a window's middle frame.
 
-    Of unit vectors (B, T, bones, 3) in a window that is the middle frame's. One rotation per bone,
-    the smallest that takes it there, serves the whole window, so that a bone moves as fast as
-    before. Adding the offset (B, 1, bones, 3) in every frame would speed it up where they cancel.
+    Of unit vectors (B, T, bones, 3). The smallest rotation that takes a bone there serves the whole
+    window, so that it moves as fast as before. Adding the offset (B, 1, bones, 3) in every frame
+    would speed it up where they cancel.
     """
     frames = directions.shape[1]
     middle = middle_frame(frames)
@@ -186,8 +196,8 @@ def apply_augmentation(
 ) -> AugmentedPoses:
     """Bend, scale and move poses: X' = R H^-1(B') + t (PoseAug section 3.2).
 
-    Deterministic and differentiable in the joints (B, T, J, 3), camera-space metres, and in the
-    parameters. The root's path through the window is rotated and carried along.
+    Differentiable in the joints (B, T, J, 3), camera-space metres, and in the parameters. The
+    root's path through the window is rotated and carried along.
     """
     root, centre = joints[..., skeleton.root, :], centre_root(joints, skeleton)
     bones = joints_to_bones(joints, skeleton)
@@ -196,8 +206,9 @@ def apply_augmentation(
     scaled_bones = bent_bones * (1 + parameters.bone_length_ratio).unsqueeze(-1)
     both = torch.stack([bent_bones, scaled_bones])
     bent, scaled = bones_to_joints(both, skeleton, root).unbind()
-    how = parameters.rotation[:, 0], centre, parameters.translation
-    moved = transform_rigidly(scaled.flatten(1, 2), *how).view_as(scaled)
+    # Rotated about the centre, which goes to the translation: R (x - c) + t.
+    points, rotation = scaled.flatten(1, 2) - centre, parameters.rotation[:, 0]
+    moved = torch.baddbmm(parameters.translation, points, rotation.mT).view_as(scaled)
     return AugmentedPoses(bent, scaled, moved)
 
 

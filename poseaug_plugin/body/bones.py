@@ -1,4 +1,4 @@
-"""Joints to bone vectors and back; directions, lengths and their Gram matrix (KCS)."""
+"""Joints to bone vectors and back; directions and lengths."""
 
 from functools import cache
 from itertools import product
@@ -100,11 +100,3 @@ def with_bone_lengths(joints: Tensor, lengths: Tensor, skeleton: Skeleton) -> Te
     """
     bones = bone_directions(joints_to_bones(joints, skeleton)) * lengths.unsqueeze(-1)
     return bones_to_joints(bones, skeleton, joints[..., skeleton.root, :])
-
-
-def kinematic_chain_space(bones: Tensor) -> Tensor:
-    """Gram matrix B B^T of bone vectors: (..., bones, 3) -> (..., bones, bones).
-
-    Of unit bones it holds angles alone (Wandt & Rosenhahn, CVPR 2019; PoseAug section 3.3).
-    """
-    return bones @ bones.transpose(-1, -2)

@@ -5,25 +5,13 @@ radial k1..k3, tangential p1, p2. Normalised screen coordinates: x in [-1, 1] ov
 y in [-h/w, h/w].
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-
-from .rotation import rotate_by_quaternion
 
 Z_NEAR = 0.1
 """Metres. Nearer points are not projected by 1/z but by its tangent, and are never in view."""
 
 _LENS_LIMIT = 2.0  # of (x/z)^2 + (y/z)^2; the reference clamps x/z and y/z to 1
-
-
-def _rays(points: Tensor) -> Tensor:
-    """x/z and y/z (..., 2), with 1/z continued linearly below `Z_NEAR`."""
-    # So it is finite behind the camera, and its gradient is never zero.
-    z = points[..., 2:]
-    safe = z.clamp(min=Z_NEAR)
-    return points[..., :2] * torch.add(safe.reciprocal(), safe - z, alpha=1 / Z_NEAR**2)
 
 
 def _per_point(intrinsics: Tensor, points: Tensor) -> Tensor:
@@ -47,46 +35,37 @@ def _distort(rays: Tensor, intrinsics: Tensor) -> Tensor:
     return rays + torch.addcmul(tangential * r2, rays, factor)
 
 
-def _on_screen(slopes: Tensor, intrinsics: Tensor) -> Tensor:
-    """Slopes that have passed the lens to normalised screen coordinates."""
-    return torch.addcmul(intrinsics[..., 2:4], intrinsics[..., 0:2], slopes)
-
-
-def project_points(points: Tensor, intrinsics: Tensor, *, distortion: bool = True) -> Tensor:
+def project_points(points: Tensor, intrinsics: Tensor) -> Tensor:
     """Camera-space points (B, ..., 3), metres, to normalised screen coordinates (B, ..., 2).
 
-    Human3.6M's lens model with intrinsics (B, 9); ``distortion=False`` leaves the lens out.
+    Human3.6M's lens model with intrinsics (B, 9).
     """
-    intrinsics, rays = _per_point(intrinsics, points), _rays(points)
-    return _on_screen(_distort(rays, intrinsics) if distortion else rays, intrinsics)
+    z = points[..., 2:]
+    # Below Z_NEAR 1/z goes on as a line: finite behind the camera, and its gradient never zero.
+    safe = z.clamp(min=Z_NEAR)
+    inverse = torch.add(safe.reciprocal(), safe - z, alpha=1 / Z_NEAR**2)
+    return project_rays(points[..., :2] * inverse, intrinsics)
 
 
 def project_rays(rays: Tensor, intrinsics: Tensor) -> Tensor:
     """Ray slopes (B, ..., 2), x/z and y/z, through the lens to normalised screen coordinates."""
     intrinsics = _per_point(intrinsics, rays)
-    return _on_screen(_distort(rays, intrinsics), intrinsics)
-
-
-def with_focal_ratio(intrinsics: Tensor, ratio: Tensor) -> Tensor:
-    """The same cameras (B, 9) with their focal lengths multiplied by ``ratio`` (B, 1)."""
-    return torch.cat([intrinsics[:, :2] * ratio, intrinsics[:, 2:]], 1)
+    return torch.addcmul(intrinsics[..., 2:4], intrinsics[..., :2], _distort(rays, intrinsics))
 
 
 def in_view(
-    points: Tensor, intrinsics: Tensor, aspect_ratio: float = 1.0, keypoints: Tensor | None = None
+    points: Tensor, keypoints: Tensor, intrinsics: Tensor, aspect_ratio: float = 1.0
 ) -> Tensor:
     """Which points (B, ..., 3) are in front of the camera and in the frame: (B, ...) bool.
 
-    Lens polynomials can fold far-away rays back into the picture. So a point is out as well where
-    the lens has turned over, or where it would be well outside without the lens. False for NaN.
-    ``aspect_ratio`` is height / width; ``keypoints`` are the projections, where those are known.
+    Lens polynomials can fold far-away rays back into the picture, to ``keypoints`` (B, ..., 2). So
+    a point is out as well where the lens has turned over, or where it would be well outside without
+    the lens. False for NaN. ``aspect_ratio`` is height / width.
     """
-    if keypoints is None:
-        keypoints = project_points(points, intrinsics)
     intrinsics = _per_point(intrinsics, points)
     rays, z = points[..., :2] / points[..., 2:], points[..., 2]
     # At most 1 in the frame: by the lens, and with a margin of one half without it.
-    pinhole = _on_screen(rays, intrinsics).abs()
+    pinhole = torch.addcmul(intrinsics[..., 2:4], intrinsics[..., :2], rays).abs()
     x, y = torch.maximum(keypoints.abs(), pinhole / 1.5).unbind(-1)
     # The slope of the distorted radius, less 1: it still grows with the radius there.
     r2 = rays.square().sum(-1)
@@ -95,31 +74,27 @@ def in_view(
     return (z > Z_NEAR) & (x <= 1.0) & (y <= aspect_ratio) & (slope > -1)
 
 
-def undistort_points(keypoints: Tensor, intrinsics: Tensor, iterations: int = 8) -> Tensor:
+def undistort_points(keypoints: Tensor, intrinsics: Tensor) -> Tensor:
     """Normalised screen coordinates (B, ..., 2) to ray slopes (x/z, y/z), by fixed-point iteration.
 
     Exact to rounding inside the frame for lenses like Human3.6M's.
     """
     intrinsics = _per_point(intrinsics, keypoints)
     rays = measured = (keypoints - intrinsics[..., 2:4]) / intrinsics[..., 0:2]
-    for _ in range(iterations):
+    for _ in range(8):
         rays = rays + (measured - _distort(rays, intrinsics))
     return rays
 
 
-class SolvedRoot(NamedTuple):
-    """Result of `solve_root`."""
-
-    root: Tensor  # (..., 3) metres
-    found: Tensor  # (...) bool: in front of the camera and well conditioned
-
-
-def solve_root(keypoints: Tensor, relative_joints: Tensor, intrinsics: Tensor) -> SolvedRoot:
+def solve_root(
+    keypoints: Tensor, relative_joints: Tensor, intrinsics: Tensor
+) -> tuple[Tensor, Tensor]:
     """Where a root-relative pose has to stand to be seen at its 2D keypoints.
 
     Keypoints (B, ..., J, 2), joints (B, ..., J, 3) in metres with the root at the origin and
-    intrinsics (B, 9) give a root (B, ..., 3). Every joint gives two equations linear in the root t:
-    X + t_x = a (Z + t_z) and Y + t_y = b (Z + t_z), with ray slopes (a, b); least squares.
+    intrinsics (B, 9) give a root (B, ..., 3), and whether it was found (B, ...): in front of the
+    camera and well conditioned. Every joint gives two equations linear in the root t, with ray
+    slopes (a, b): X + t_x = a (Z + t_z) and Y + t_y = b (Z + t_z). Least squares.
     """
     slopes, z = undistort_points(keypoints, intrinsics), relative_joints[..., 2:]
     # From the normal equations, with means over the joints: t_x = mean(a) t_z + mean(aZ - X).
@@ -131,7 +106,7 @@ def solve_root(keypoints: Tensor, relative_joints: Tensor, intrinsics: Tensor) -
     conditioned = spread > 1e-8
     t_z = -pull / torch.where(conditioned, spread, 1.0)
     root = torch.cat([mean_slope * t_z.unsqueeze(-1) + mean_along, t_z.unsqueeze(-1)], -1)
-    return SolvedRoot(root, conditioned & (t_z > Z_NEAR) & root.isfinite().all(-1))
+    return root, conditioned & (t_z > Z_NEAR) & root.isfinite().all(-1)
 
 
 def normalize_screen_coordinates(pixels: Tensor, width: float, height: float) -> Tensor:
@@ -143,21 +118,13 @@ def normalize_screen_coordinates(pixels: Tensor, width: float, height: float) ->
     return normalized - normalized.new_tensor([1.0, height / width])
 
 
-def image_coordinates(normalized: Tensor, width: float, height: float) -> Tensor:
-    """Inverse of `normalize_screen_coordinates`."""
-    return (normalized + normalized.new_tensor([1.0, height / width])) * width / 2
-
-
 def world_to_camera(points: Tensor, orientation: Tensor, translation: Tensor) -> Tensor:
     """World to camera space, x right, y down, z forward, in VideoPose3D's convention.
 
     Points (..., 3) and ``translation``, the camera's centre (..., 3), in metres; ``orientation`` is
     the camera-to-world quaternion (..., 4) in (w, x, y, z) order.
     """
-    inverse = torch.cat([orientation[..., :1], -orientation[..., 1:]], -1)
-    return rotate_by_quaternion(inverse, points - translation)
-
-
-def camera_to_world(points: Tensor, orientation: Tensor, translation: Tensor) -> Tensor:
-    """Inverse of `world_to_camera`; same arguments."""
-    return rotate_by_quaternion(orientation, points) + translation
+    from_camera = points - translation
+    axis = -orientation[..., 1:].expand(from_camera.shape)
+    across = torch.cross(axis, from_camera, dim=-1)
+    return from_camera + 2 * (orientation[..., :1] * across + torch.cross(axis, across, dim=-1))

@@ -15,8 +15,6 @@ from .camera import Z_NEAR
 DEFAULT_INTRINSICS = (2.29, 2.29, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """The camera of a host that has none: Human3.6M's focal length, centred, without a lens."""
 
-_HARMLESS_PLACE = (0.0, 0.0, 5.0)
-
 
 class CanonicalPoses(NamedTuple):
     """Poses in canonical form, as an adapter gives them."""
@@ -24,30 +22,27 @@ class CanonicalPoses(NamedTuple):
     joints: Tensor  # (B, T, J, 3) float32; or (B, 1, J, 3), where 3D of one frame alone is known
     keypoints: Tensor  # (B, T, J, 2) float32
     intrinsics: Tensor  # (B, 9) float32
-    placed: Tensor | None = None  # (B,) bool: the root's position is known; None for all
 
 
 class CanonicalBatch(NamedTuple):
-    """Canonical poses that were checked; unusable samples hold harmless values instead."""
+    """`CanonicalPoses` that were checked; unusable samples hold harmless values instead."""
 
-    joints: Tensor  # (B, T, J, 3) float32; or (B, 1, J, 3), where 3D of one frame alone is known
-    keypoints: Tensor  # (B, T, J, 2) float32
-    intrinsics: Tensor  # (B, 9) float32
+    joints: Tensor
+    keypoints: Tensor
+    intrinsics: Tensor
     usable: Tensor  # (B,) bool: finite, in front of the camera, with a focal length
 
 
 def canonical_batch(poses: CanonicalPoses) -> CanonicalBatch:
     """Mark samples that cannot be augmented, and make them harmless."""
-    joints, keypoints, intrinsics, placed = poses
+    joints, keypoints, intrinsics = poses
     # A sum is finite where every number is.
     sums = joints.sum((1, 2, 3)) + keypoints.sum((1, 2, 3)) + intrinsics.sum(1)
     usable = (sums.abs() < torch.inf) & (joints[..., 2].amin((1, 2)) > Z_NEAR)
     usable = usable & (intrinsics[:, :2].amin(1) > 0)
-    if placed is not None:
-        usable = usable & placed
     keep, device = usable.view(-1, 1, 1, 1), joints.device
     return CanonicalBatch(
-        torch.where(keep, joints, constant(_HARMLESS_PLACE, device)),
+        torch.where(keep, joints, constant((0.0, 0.0, 5.0), device)),
         torch.where(keep, keypoints, 0.0),
         torch.where(usable.unsqueeze(1), intrinsics, constant(DEFAULT_INTRINSICS, device)),
         usable,

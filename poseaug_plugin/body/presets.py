@@ -29,22 +29,16 @@ def _skeleton(name: str, joints: str, torso: tuple[str, ...], arm: str, leg: str
     return Skeleton(name, {joint: parents.get(joint) for joint in order}, parts)
 
 
-H36M_16 = _skeleton(
-    "h36m_16",
-    "hip" + _RIGHT_LEG + _LEFT_LEG + " spine thorax head" + _LEFT_ARM + _RIGHT_ARM,
-    torso=("hip spine thorax head",),
-    arm="thorax shoulder elbow wrist",
-    leg="hip hip knee ankle",
-)
+def _human36m(name: str, trunk: str) -> Skeleton:
+    joints = f"hip{_RIGHT_LEG}{_LEFT_LEG} {trunk}{_LEFT_ARM}{_RIGHT_ARM}"
+    arm, leg = "thorax shoulder elbow wrist", "hip hip knee ankle"
+    return _skeleton(name, joints, torso=(f"hip {trunk}",), arm=arm, leg=leg)
+
+
+H36M_16 = _human36m("h36m_16", "spine thorax head")
 """Human3.6M without the neck/nose: SemGCN's and PoseAug's 16 joints."""
 
-H36M_17 = _skeleton(
-    "h36m_17",
-    "hip" + _RIGHT_LEG + _LEFT_LEG + " spine thorax neck head" + _LEFT_ARM + _RIGHT_ARM,
-    torso=("hip spine thorax neck head",),
-    arm="thorax shoulder elbow wrist",
-    leg="hip hip knee ankle",
-)
+H36M_17 = _human36m("h36m_17", "spine thorax neck head")
 """Human3.6M with neck/nose: VideoPose3D's 17 joints."""
 
 MPI_INF_3DHP_17 = _skeleton(

@@ -1,9 +1,7 @@
-"""Rotations and rigid motion. Column vectors: a rotated point is ``R @ x``; right-handed."""
+"""Rotations. Column vectors: a rotated point is ``R @ x``; right-handed."""
 
 import torch
 from torch import Tensor, nn
-
-_SMALLEST_ANGLE = 1e-12  # radians, for a sine that can be divided by its angle
 
 
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
@@ -22,7 +20,7 @@ def turn_by(axis_angle: Tensor, points: Tensor) -> Tensor:
     """By how much rotations (axis times angle, (..., 3), radians) move points (..., 3): R x - x."""
     # By the unit quaternion (w, v): R x - x = 2 v × (w x + v × x). Nothing cancels.
     angle = torch.linalg.vector_norm(axis_angle, dim=-1, keepdim=True)
-    half = (angle / 2).clamp(min=_SMALLEST_ANGLE)
+    half = (angle / 2).clamp(min=1e-12)  # a sine is divided by it
     twice = axis_angle * (half.sin() / half)
     across = torch.linalg.cross(twice, points)
     return torch.linalg.cross(twice, torch.add(half.cos() * points, across, alpha=0.5))
@@ -31,10 +29,10 @@ def turn_by(axis_angle: Tensor, points: Tensor) -> Tensor:
 def vertical(poses: Tensor) -> Tensor:
     """The direction down where people stand, as a unit vector (3,) in camera axes.
 
-    It is the longest axis of root-relative poses (B, J, 3) all together: a standing body is some
-    four times as high as wide, and turned every way in a training set. Power iteration starts from
-    the camera's y axis, which it stays where no axis is longest. One direction serves a batch,
-    whatever cameras are mixed in it; of joints in one point it is zero.
+    It is the longest axis of root-relative poses (B, J, 3) all together, since bodies are higher
+    than wide and turned every way. Power iteration starts from the camera's y axis, and stays there
+    where no axis is longest. One direction serves a batch, whatever cameras are mixed in it; of
+    joints in one point it is zero.
     """
     points = poses.flatten(0, 1)
     spread = points.T @ points
@@ -57,15 +55,3 @@ def view_rotation(angles: Tensor, axis: Tensor) -> Tensor:
     each = torch.addcmul(by_sine, 1 - angles.cos(), torch.bmm(across, across))
     turn, tilt, roll = each.unbind(1)
     return torch.bmm(torch.bmm(roll, tilt), turn)
-
-
-def transform_rigidly(points: Tensor, rotation: Tensor, centre: Tensor, moved_to: Tensor) -> Tensor:
-    """Rotate (B, N, 3) about ``centre`` (B, 1, 3), which goes to ``moved_to``: R (x - c) + m."""
-    return torch.baddbmm(moved_to, points - centre, rotation.mT)
-
-
-def rotate_by_quaternion(quaternion: Tensor, points: Tensor) -> Tensor:
-    """Rotate points (..., 3) by unit quaternions (..., 4) in (w, x, y, z) order."""
-    vector = quaternion[..., 1:].expand(points.shape)
-    across = torch.cross(vector, points, dim=-1)
-    return points + 2 * (quaternion[..., :1] * across + torch.cross(vector, across, dim=-1))

@@ -1,8 +1,6 @@
 """A skeleton as data: joints, parents, left/right pairs, named parts. The rest is derived."""
 
-from __future__ import annotations
-
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,9 +16,6 @@ class Skeleton:
 
     Bone ``i`` belongs to the ``i``-th joint that is not the root and points, as in the reference
     code, from that joint to its parent (``bone = parent - child``).
-
-    Attributes derived from the arguments: ``joints``, ``root`` (its index), ``num_joints``,
-    ``num_bones`` and the tuples below.
 
     Args:
         name: What messages call it.
@@ -58,38 +53,22 @@ class Skeleton:
     ) -> None:
         if not isinstance(name, str):
             raise PoseAugError(f"Skeleton: name must be text, got {name!r}.")
-        joints = tuple(parents)
+        joints, members = tuple(parents), {part: tuple(names) for part, names in parts.items()}
+        given = None if pairs is None else [tuple(pair) for pair in pairs]
+        for problem in _problems(parents, members, given):
+            raise PoseAugError(f"Skeleton {name!r}: {problem}.")
+        by_name = [(j, _mirrored(j)) for j in joints if j.startswith("left_")]
 
-        def indices(names: Iterable[str], where: str) -> tuple[int, ...]:
-            names = tuple(names)
-            unknown = [n for n in names if n not in parents]
-            if unknown:
-                raise PoseAugError(
-                    f"Skeleton {name!r}: {where} names {unknown}, which are not joints. "
-                    f"Joints: {', '.join(joints)}."
-                )
+        def indices(names: Iterable[str]) -> tuple[int, ...]:
             return tuple(joints.index(n) for n in names)
 
-        parent_indices = tuple(
-            -1 if parent is None else indices([parent], f"the parent of {joint!r}")[0]
-            for joint, parent in parents.items()
-        )
-        _check_tree(name, joints, parent_indices)
-        part_joints = tuple((part, indices(js, f"part {part!r}")) for part, js in parts.items())
-        _check_parts(name, joints, parent_indices, part_joints)
-        named = _pairs_by_name(name, joints) if pairs is None else pairs
-        pair_indices = tuple(indices(pair, "a left/right pair") for pair in named)
-        paired = [j for pair in pair_indices for j in pair]
-        if len(set(paired)) != len(paired):
-            twice = sorted({joints[j] for j in paired if paired.count(j) > 1})
-            raise PoseAugError(f"Skeleton {name!r}: {twice} stand in two left/right pairs.")
         self.__dict__.update(  # the class is frozen
             name=name,
             joints=joints,
-            parent_indices=parent_indices,
-            part_joints=part_joints,
-            pair_indices=pair_indices,
-            root=parent_indices.index(-1),
+            parent_indices=tuple(-1 if p is None else joints.index(p) for p in parents.values()),
+            part_joints=tuple((part, indices(names)) for part, names in members.items()),
+            pair_indices=tuple(map(indices, by_name if given is None else given)),
+            root=list(parents.values()).index(None),
             num_joints=len(joints),
             num_bones=len(joints) - 1,
         )
@@ -103,11 +82,6 @@ class Skeleton:
             "parts": {part: [names[j] for j in js] for part, js in self.part_joints},
             "pairs": [(names[left], names[right]) for left, right in self.pair_indices],
         }
-
-    @classmethod
-    def from_data(cls, data: dict[str, Any]) -> Skeleton:
-        """Inverse of `as_data`."""
-        return cls(**data)
 
     def __repr__(self) -> str:
         return f"Skeleton({self.name!r}, {self.num_joints} joints)"
@@ -153,24 +127,20 @@ class Skeleton:
         """The parts without the root: name and joints, root outwards."""
         return tuple((n, js) for n, js in self.part_joints if self.root not in js)
 
-    def attachment(self, limb: tuple[int, ...]) -> int:
-        """The torso joint that a limb hangs from."""
-        return self.parent_indices[limb[0]]
-
     @cached_property
     def part_bones(self) -> Parts:
         """The bones that each part's critic sees (PoseAug section 3.3, released ``kcs_layer_*``).
 
-        A limb is judged together with what it is articulated against: the bone that its attachment
-        joint hangs from or, where it is attached to the root, the other bones at the root. The
-        torso is every other bone, and the first bone of each limb.
+        A limb is judged together with what it is articulated against: the bone that it hangs from
+        or, where it hangs from the root, the other bones there. The torso is every other bone, and
+        the first bone of each limb.
         """
         parts: dict[str, tuple[int, ...]] = {}
         distal: set[int] = set()
         for name, joints in self.limbs:
             chain = [self.bone_children.index(j) for j in joints]
             distal |= set(chain[1:])
-            anchor = self.bones_to_root(self.attachment(joints))[:1]
+            anchor = self.bones_to_root(self.parent_indices[joints[0]])[:1]
             anchor = anchor or tuple(b for b, p in enumerate(self.bone_parents) if p == self.root)
             parts[name] = tuple(sorted({*chain, *anchor}))
         torso = tuple(b for b in range(self.num_bones) if b not in distal)
@@ -178,54 +148,62 @@ class Skeleton:
         return (*parts.items(), (torso_name, torso))
 
 
-def _check_tree(name: str, joints: tuple[str, ...], parents: tuple[int, ...]) -> None:
-    roots = [joint for joint, parent in zip(joints, parents, strict=True) if parent < 0]
+def _mirrored(joint: str) -> str:
+    """The name of the joint on the other side; its own in the middle."""
+    for side, other in (("left_", "right_"), ("right_", "left_")):
+        if joint.startswith(side):
+            return other + joint.removeprefix(side)
+    return joint
+
+
+def _problems(
+    parents: Mapping[str, str | None],
+    parts: Mapping[str, tuple[str, ...]],
+    pairs: Sequence[tuple[str, ...]] | None,
+) -> Iterator[str]:
+    """What keeps this from being a skeleton; each check counts on those before it."""
+    uses: list[tuple[str, tuple[str, ...]]]
+    uses = [(f"the parent of {j!r}", (p,)) for j, p in parents.items() if p is not None]
+    uses += [(f"part {part!r}", names) for part, names in parts.items()]
+    uses += [("a left/right pair", pair) for pair in pairs or ()]
+    for where, names in uses:
+        unknown = [n for n in names if n not in parents]
+        if unknown:
+            yield f"{where} names {unknown}, which are not joints. Joints: {', '.join(parents)}"
+    roots = [joint for joint, parent in parents.items() if parent is None]
     if len(roots) != 1:
-        raise PoseAugError(
-            f"Skeleton {name!r}: exactly one joint must have no parent (the root), got "
-            f"{roots or 'none'}."
-        )
-    if len(joints) < 2:
-        raise PoseAugError(f"Skeleton {name!r}: at least two joints are needed, got {roots}.")
-    for start in range(len(joints)):
-        seen = [start]
-        while parents[seen[-1]] != -1:
-            seen.append(parents[seen[-1]])
-            if seen[-1] in seen[:-1]:
-                cycle = " -> ".join(joints[j] for j in seen)
-                raise PoseAugError(f"Skeleton {name!r}: the parents form a cycle: {cycle}.")
-
-
-def _check_parts(
-    name: str, joints: tuple[str, ...], parents: tuple[int, ...], parts: Parts
-) -> None:
-    listed = [j for _, part in parts for j in part]
-    missing = [joints[j] for j in range(len(joints)) if j not in listed]
-    twice = sorted({joints[j] for j in listed if listed.count(j) > 1})
-    empty = [part for part, js in parts if not js]
+        yield f"exactly one joint must have no parent (the root), got {roots or 'none'}"
+    if len(parents) < 2:
+        yield f"at least two joints are needed, got {roots}"
+    for joint in parents:
+        path = [joint]
+        while (parent := parents[path[-1]]) is not None:
+            path.append(parent)
+            if parent in path[:-1]:
+                yield f"the parents form a cycle: {' -> '.join(path)}"
+    listed = [joint for names in parts.values() for joint in names]
+    missing = [joint for joint in parents if joint not in listed]
+    twice = sorted({joint for joint in listed if listed.count(joint) > 1})
+    empty = [part for part, names in parts.items() if not names]
     if missing or twice or empty:
-        raise PoseAugError(
-            f"Skeleton {name!r}: every joint must be in exactly one part; in none: "
-            f"{missing or '-'}, in two: {twice or '-'}, empty parts: {empty or '-'}."
+        yield (
+            f"every joint must be in exactly one part; in none: {missing or '-'}, in two: "
+            f"{twice or '-'}, empty parts: {empty or '-'}"
         )
-    for part, members in parts:
-        for position, joint in enumerate(members):
-            if (parents[joint] in members[:position]) != (position > 0):
-                raise PoseAugError(
-                    f"Skeleton {name!r}: part {part!r} must be connected and listed from the root "
-                    f"outwards; {joints[joint]!r} comes at place {position + 1} but hangs from "
-                    f"{joints[parents[joint]] if parents[joint] >= 0 else 'nothing'!r}."
+    for part, names in parts.items():
+        for position, joint in enumerate(names):
+            if (parents[joint] in names[:position]) != (position > 0):
+                yield (
+                    f"part {part!r} must be connected and listed from the root outwards; {joint!r} "
+                    f"comes at place {position + 1} but hangs from {parents[joint] or 'nothing'!r}"
                 )
-
-
-def _pairs_by_name(name: str, joints: tuple[str, ...]) -> list[tuple[str, str]]:
-    lefts = [j.removeprefix("left_") for j in joints if j.startswith("left_")]
-    rights = [j.removeprefix("right_") for j in joints if j.startswith("right_")]
-    unpaired = [f"left_{j}" for j in lefts if j not in rights]
-    unpaired += [f"right_{j}" for j in rights if j not in lefts]
-    if unpaired:
-        raise PoseAugError(
-            f"Skeleton {name!r}: {unpaired} have no joint on the other side; rename them or pass "
-            "pairs=[(left, right), ...]."
+    one_sided = [joint for joint in parents if _mirrored(joint) not in parents]
+    if one_sided and pairs is None:
+        yield (
+            f"{one_sided} have no joint on the other side; rename them or pass "
+            "pairs=[(left, right), ...]"
         )
-    return [(f"left_{j}", f"right_{j}") for j in lefts]
+    paired = [joint for pair in pairs or () for joint in pair]
+    twice = sorted({joint for joint in paired if paired.count(joint) > 1})
+    if twice:
+        yield f"{twice} stand in two left/right pairs"

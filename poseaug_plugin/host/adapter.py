@@ -121,14 +121,14 @@ class PoseAdapter:
         intrinsics = batch_intrinsics(camera, joints)
         if self.metres_per_unit != 1:
             joints = joints * self.metres_per_unit
-        placed = None
         if self.root == "trajectory":
             joints = joints + _trajectory(joints, skeleton)
         elif self.root == "zeroed":
             relative = root_relative(joints, skeleton)
-            solved = solve_root(keypoints, relative, intrinsics)
-            joints, placed = relative + solved.root.unsqueeze(-2), solved.found.all(-1)
-        return CanonicalPoses(joints, keypoints, intrinsics, placed)
+            # A root that is not found is not in front of the camera, or not finite.
+            root, _ = solve_root(keypoints, relative, intrinsics)
+            joints = relative + root.unsqueeze(-2)
+        return CanonicalPoses(joints, keypoints, intrinsics)
 
     def encode(
         self, joints: Tensor, keypoints: Tensor, like: HostPoses, skeleton: Skeleton

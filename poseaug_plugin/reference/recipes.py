@@ -16,12 +16,11 @@ from ..adversary.critics import (
     KeypointCritic,
     PartKCSCritic,
     RangeTerm,
-    length_ratios,
     weighted_mean,
 )
 from ..augment.transforms import GeneratedPoses, matching_frames
 from ..body.bones import root_relative
-from ..body.camera import Z_NEAR, in_view, project_rays
+from ..body.camera import Z_NEAR, in_view, project_points, project_rays
 from ..body.skeleton import Skeleton
 from ..errors import check_choice, check_number
 from ..options import Options, Surroundings, Training, UpdateContext, learns
@@ -114,19 +113,17 @@ class BothSidedTerm(AdversarialTerm):
         return super().__call__(generated) + half
 
 
-@dataclass
 class ReleasedRangeTerm:
     """Two-sided limits on the mean bone angle, and limits on every bone length ratio."""
 
-    skeleton: Skeleton
     name = "range"
 
     def __call__(self, generated: GeneratedPoses) -> Tensor:
         """The weighted term, 0-d."""
         turned, weights = generated.angle_change.mean(1), generated.weights
         angle = weighted_mean(dead_zone(turned, 0.205, 0.165), weights)
-        ratios = length_ratios(generated, self.skeleton)
-        return 3.0 * (angle + weighted_mean(dead_zone(ratios, 0.0, 0.1), weights))
+        length = weighted_mean(dead_zone(generated.length_ratios, 0.0, 0.1), weights)
+        return 3.0 * (angle + length)
 
 
 def project_clamped(points: Tensor, intrinsics: Tensor) -> Tensor:
@@ -134,9 +131,14 @@ def project_clamped(points: Tensor, intrinsics: Tensor) -> Tensor:
     return project_rays((points[..., :2] / points[..., 2:]).clamp(-1, 1), intrinsics)
 
 
-def released_frame_check(points: Tensor, keypoints: Tensor, _: Tensor) -> Tensor:
+def released_frame_check(points: Tensor, keypoints: Tensor, *_: object) -> Tensor:
     """In front of the camera, and no coordinate above 1: the left and the top are open."""
     return (points[..., 2] > Z_NEAR) & (keypoints <= 1).all(-1)
+
+
+def paper_frame_check(points: Tensor, _: Tensor, intrinsics: Tensor, aspect_ratio: float) -> Tensor:
+    """`in_view`; keypoints of clamped rays do not tell."""
+    return in_view(points, project_points(points, intrinsics), intrinsics, aspect_ratio)
 
 
 # A weight, how much harder than their originals poses are to get, the tolerance of that, and which
@@ -249,12 +251,7 @@ class Paper:
                 width=self.width,
             )
         policy.to(generator.device)
-
-        def in_frame(points: Tensor, _: Tensor, camera: Tensor) -> Tensor:
-            # The keypoints do not tell, being of clamped rays.
-            return in_view(points, camera, surroundings.aspect_ratio)
-
-        frame_check = released_frame_check if released else in_frame
+        frame_check = released_frame_check if released else paper_frame_check
         if not learns(policy):
             return Training(policy, project=project_clamped, frame_check=frame_check)
         critics: tuple[Critic, ...] = (
@@ -273,8 +270,7 @@ class Paper:
             mode="as_found" if released else "frozen",
             warmup=self.warmup,
         )
-        paper_range = RangeTerm(skeleton, weight=1.0, length_limit=0.1)
-        range_term = ReleasedRangeTerm(skeleton) if released else paper_range
+        range_term = ReleasedRangeTerm() if released else RangeTerm(weight=1.0, length_limit=0.1)
         optimizers: list[GuardedAdam] = []
 
         def make_optimizer(network: nn.Module) -> GuardedAdam:

@@ -138,4 +138,4 @@ def anchor_length_group(skeleton: Skeleton) -> int | None:
 
 
 def _paths_of_limbs(skeleton: Skeleton) -> list[tuple[int, ...]]:
-    return [skeleton.bones_to_root(skeleton.attachment(js)) for _, js in skeleton.limbs]
+    return [skeleton.bones_to_root(skeleton.parent_indices[js[0]]) for _, js in skeleton.limbs]

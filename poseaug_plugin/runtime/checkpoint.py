@@ -32,7 +32,7 @@ def from_state(state: object, known: Skeleton | None) -> tuple[Skeleton, dict[st
     if training is None:
         return None
     try:
-        skeleton = Skeleton.from_data(state["skeleton"])
+        skeleton = Skeleton(**state["skeleton"])
         fits = known is None or skeleton == known
     except (TypeError, KeyError, ValueError, AttributeError, RuntimeError) as problem:
         raise PoseAugError(f"the skeleton in it cannot be read ({problem}).") from problem

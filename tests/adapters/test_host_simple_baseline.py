@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from adapters.simple_baseline import SimpleBaselineAdapter, keypoint_statistics
+from adapters.simple_baseline import SimpleBaselineAdapter, image_coordinates, keypoint_statistics
 from estimators import SimpleBaseline
 from loops import absolute_batch
 from stand_ins import Kind, Run, attach, check_active, check_paused
@@ -15,7 +15,6 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from poseaug_plugin import project_points, root_relative
-from poseaug_plugin.body.camera import image_coordinates
 from poseaug_plugin.body.poses import DEFAULT_INTRINSICS
 from poseaug_plugin.body.presets import H36M_17
 

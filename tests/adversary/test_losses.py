@@ -51,7 +51,6 @@ def test_weighted_means_are_what_a_loop_finds(shape: tuple[int, ...]) -> None:
     values = normal(*shape)
     total = sum(w * v.sum() / v.numel() for w, v in zip(WEIGHTS, values, strict=True))
     agree(weighted_mean(values, WEIGHTS), total / 4)
-    agree(weighted_mean(values), values.sum() / values.numel())
     agree(weighted_mean(values, 3 * torch.ones(6).double()), values.mean())
 
 
@@ -90,10 +89,11 @@ def test_adversarial_losses_are_what_a_loop_finds(weights: Tensor) -> None:
 
 def test_perfect_scores_have_no_loss() -> None:
     ones, zeros = torch.ones(4, 5), torch.zeros(4, 5)
-    assert lsgan_critic_loss(ones, zeros) == 0
-    assert lsgan_critic_loss(zeros, ones) == 1
-    assert lsgan_policy_loss(ones) == 0
-    assert lsgan_policy_loss(zeros) == 0.5
+    alike = torch.ones(4)
+    assert lsgan_critic_loss(ones, zeros, alike) == 0
+    assert lsgan_critic_loss(zeros, ones, alike) == 1
+    assert lsgan_policy_loss(ones, alike) == 0
+    assert lsgan_policy_loss(zeros, alike) == 0.5
 
 
 def test_accuracy_counts_within_half_of_the_label() -> None:
@@ -169,8 +169,8 @@ def test_range_term_is_what_a_loop_finds(scale: float, weights: Tensor) -> None:
     changed, ratios = bent(clean, scale), 0.2 * scale * normal(6, 15)
     made = generated(clean, changed, ratio=ratios, weights=weights)
     for term, factor, limits in (
-        (RangeTerm(H36M_16), 3.0, (0.205, 0.15)),
-        (RangeTerm(H36M_16, weight=0.5, angle_limit=0.01, length_limit=0.05), 0.5, (0.01, 0.05)),
+        (RangeTerm(), 3.0, (0.205, 0.15)),
+        (RangeTerm(weight=0.5, angle_limit=0.01, length_limit=0.05), 0.5, (0.01, 0.05)),
     ):
         expected = factor * ranges_by_a_loop(clean, changed, ratios, weights, limits)
         assert term(made).item() == pytest.approx(expected)
@@ -179,7 +179,7 @@ def test_range_term_is_what_a_loop_finds(scale: float, weights: Tensor) -> None:
 def test_small_changes_are_free() -> None:
     changed = leaf(bent(poses(), 0.1))
     ratios = leaf(torch.full((6, 15), -0.149, dtype=torch.float64))
-    loss = RangeTerm(H36M_16)(generated(poses(), changed, ratio=ratios))
+    loss = RangeTerm()(generated(poses(), changed, ratio=ratios))
     assert loss == 0
     assert not gradient(loss, changed).any()
     assert not gradient(loss, ratios).any()
@@ -199,7 +199,6 @@ def test_frame_term_is_what_a_loop_finds(aspect_ratio: float, weights: Tensor) -
             expected += weight * outside / (1 + outside) / 16 / float(weights.sum())
     made = generated(poses(), keypoints=keypoints, weights=weights)
     assert FrameTerm(aspect_ratio)(made).item() == pytest.approx(expected)
-    assert FrameTerm(aspect_ratio, weight=2.5)(made).item() == pytest.approx(2.5 * expected)
 
 
 def test_what_is_in_frame_costs_nothing() -> None:

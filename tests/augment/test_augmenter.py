@@ -19,7 +19,7 @@ from poseaug_plugin.augment.transforms import (
     apply_augmentation,
     identity_parameters,
 )
-from poseaug_plugin.body.camera import in_view, project_points, with_focal_ratio
+from poseaug_plugin.body.camera import in_view, project_points
 from poseaug_plugin.body.poses import CanonicalBatch, CanonicalPoses, canonical_batch
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.reference.regressors import RegressorPolicy
@@ -114,12 +114,12 @@ def test_poses_are_the_policys_and_seen_by_their_cameras(frames: int, keeps_came
     moved = apply_augmentation(originals.joints, parameters, H36M_16).moved
     cameras = originals.intrinsics
     if not keeps_cameras:
-        cameras = with_focal_ratio(cameras, parameters.focal_ratio)
+        cameras = torch.cat([cameras[:, :2] * parameters.focal_ratio, cameras[:, 2:]], 1)
         assert (cameras[:, :2] != originals.intrinsics[:, :2]).all()
     assert torch.equal(batch.joints, moved)
     assert torch.equal(batch.intrinsics, cameras)
     assert torch.equal(batch.keypoints, project_points(moved, cameras))
-    seen = in_view(moved, cameras).flatten(1).all(1)
+    seen = in_view(moved, batch.keypoints, cameras).flatten(1).all(1)
     assert torch.equal(batch.accepted, seen)
     assert (judged is None) == (frames == 1)
     if judged is not None:
@@ -236,12 +236,13 @@ def test_a_window_is_accepted_as_a_whole() -> None:
 def test_another_check_decides() -> None:
     asked = []
 
-    def check(points: Tensor, keypoints: Tensor, intrinsics: Tensor) -> Tensor:
-        asked.append((points, keypoints, intrinsics))
+    def check(points: Tensor, keypoints: Tensor, intrinsics: Tensor, aspect: float) -> Tensor:
+        asked.append((points, keypoints, intrinsics, aspect))
         return points[..., 2] > points[..., 2].mean()
 
-    batch = augmenter(Given(), appends=True, frame_check=check).augment(poses(4))
-    (points, keypoints, intrinsics) = asked[0]
+    batch = augmenter(Given(), appends=True, frame_check=check, aspect_ratio=0.7).augment(poses(4))
+    points, keypoints, intrinsics, aspect = asked[0]
+    assert aspect == 0.7
     assert torch.equal(points, batch.joints)
     assert torch.equal(keypoints, batch.keypoints)
     assert torch.equal(intrinsics, batch.intrinsics)
@@ -262,17 +263,14 @@ class Stock(NamedTuple):
         self.asked.append((count, frames))
         return CanonicalBatch(*(field[:count] for field in self.windows))
 
-    def target_frame(self, frames: int) -> int:
-        return frames - 1
-
 
 def test_windows_come_from_a_stock() -> None:
     stock = Stock(canonical_batch(poses(40, frames=5)), [])
-    own = augmenter(Given(), windows=stock)
+    own = augmenter(Given(), sample=stock.sample, target_frame=lambda frames: frames - 1)
     given = poses(16, frames=5)
     batch = own.augment(given._replace(joints=given.joints[:, 4:]))
     assert stock.asked == [(12, 5)]
-    assert batch.target == own.target_frame(5) == 4
+    assert batch.target == 4
     assert batch.joints.shape == (12, 1, 16, 3)
     assert batch.keypoints.shape == (12, 5, 16, 2)
     agree(batch.joints[:, 0], stock.windows.joints[:12, 4], 1e-5)
@@ -281,7 +279,8 @@ def test_windows_come_from_a_stock() -> None:
 
 def test_without_a_stock_the_middle_frame_is_lifted() -> None:
     own = augmenter(Given())
-    assert [own.target_frame(frames) for frames in (1, 2, 9)] == [0, 1, 4]
+    targets = [own.augment(poses(4, frames=frames)).target for frames in (1, 2, 9)]
+    assert targets == [0, 1, 4]
 
 
 # -- readings --------------------------------------------------------------------------------------

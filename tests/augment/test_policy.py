@@ -353,7 +353,7 @@ def test_a_batch_stays_diverse_whatever_is_learned() -> None:
     policy, joints = AugmentationPolicy(H36M_16).double(), poses(1).expand(200, -1, -1, -1)
     with torch.no_grad():
         policy.widening.fill_(-1e3)
-    narrow, base = drawn(policy, joints), drawn(policy.base, joints)
+    narrow, base = drawn(policy, joints), drawn(RandomPolicy(H36M_16).double(), joints)
     for field in ("bone_direction_offset", "bone_length_ratio", "rotation"):
         diversity, usual = (getattr(p, field).std(0).mean() for p in (narrow, base))
         assert diversity > 0.3 * usual

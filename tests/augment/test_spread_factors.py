@@ -52,7 +52,7 @@ def test_a_factor_is_one_on_its_spread(name: str) -> None:
     policy = policy_with(**{name: 0.01})
     factor = policy.spread_factors()[name].item()
     assert factor > 1.2
-    spread = policy.base.spread
+    spread = policy.spread
     of_torso = {"bone_angle": ["torso_angle"], "bone_length": ["torso_length"]}
     multiplied = [name, *of_torso.get(name, [])]
     wider = replace(spread, **{one: getattr(spread, one) * factor for one in multiplied})

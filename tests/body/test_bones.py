@@ -23,7 +23,6 @@ from poseaug_plugin.body.bones import (
     bone_lengths,
     bones_to_joints,
     joints_to_bones,
-    kinematic_chain_space,
     root_relative,
     with_bone_lengths,
 )
@@ -65,18 +64,6 @@ def test_bones_are_what_a_loop_finds(skeleton: Skeleton, lead: tuple[int, ...], 
     lengths = torch.from_numpy(np.linalg.norm(bones.numpy(), axis=-1))
     agree(bone_lengths(bones), lengths)
     agree(bone_directions(bones), bones / lengths[..., None])
-
-
-@some_examples
-@given(skeletons(), leading_shapes, seeds)
-def test_gram_matrix_is_what_a_loop_finds(
-    skeleton: Skeleton, lead: tuple[int, ...], seed: int
-) -> None:
-    bones = normal(*lead, skeleton.num_bones, 3, seed=seed)
-    gram = kinematic_chain_space(bones)
-    for i in range(skeleton.num_bones):
-        for j in range(skeleton.num_bones):
-            agree(gram[..., i, j], (bones[..., i, :] * bones[..., j, :]).sum(-1))
 
 
 @some_examples

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 
 from poseaug_plugin.body.camera import (
     Z_NEAR,
-    camera_to_world,
-    image_coordinates,
     in_view,
     normalize_screen_coordinates,
     project_points,
@@ -41,17 +39,16 @@ def any_cameras(batch: int, seed: int) -> Tensor:
     return h36m_intrinsics(batch) + scale * normal(batch, 9, seed=seed).tanh()
 
 
-def project_by_loop(points: Tensor, intrinsics: Tensor, distortion: bool) -> Tensor:
+def project_by_loop(points: Tensor, intrinsics: Tensor) -> Tensor:
     """Human3.6M's lens model, point by point."""
     seen = np.empty((*points.shape[:-1], 2))
     for index in np.ndindex(*points.shape[:-1]):
         x, y, z = points[index].tolist()
         fx, fy, cx, cy, k1, k2, k3, p1, p2 = intrinsics[index[0]].tolist()
         a, b = x / z, y / z
-        if distortion:
-            r2 = a * a + b * b
-            factor = 1 + k1 * r2 + k2 * r2**2 + k3 * r2**3 + p1 * a + p2 * b
-            a, b = a * factor + p1 * r2, b * factor + p2 * r2
+        r2 = a * a + b * b
+        factor = 1 + k1 * r2 + k2 * r2**2 + k3 * r2**3 + p1 * a + p2 * b
+        a, b = a * factor + p1 * r2, b * factor + p2 * r2
         seen[index] = fx * a + cx, fy * b + cy
     return torch.from_numpy(seen)
 
@@ -64,8 +61,9 @@ def test_projection_is_what_a_loop_finds(
     points = normal(3, *shape, 3, seed=seed) + torch.tensor([0.0, 0.0, 6.0])
     points[..., 2].clamp_(min=2 * Z_NEAR)
     intrinsics = any_cameras(3, seed)
-    seen = project_points(points, intrinsics, distortion=distortion)
-    agree(seen, project_by_loop(points, intrinsics, distortion))
+    if not distortion:
+        intrinsics[:, 4:] = 0
+    agree(project_points(points, intrinsics), project_by_loop(points, intrinsics))
 
 
 def outside_or_behind() -> Tensor:
@@ -82,7 +80,9 @@ def test_projection_gradients_never_vanish_or_overflow(
 ) -> None:
     points = outside_or_behind().to(dtype).requires_grad_()
     for intrinsics in h36m_intrinsics(4).to(dtype):
-        seen = project_points(points, intrinsics[None], distortion=distortion)
+        if not distortion:
+            intrinsics[4:] = 0
+        seen = project_points(points, intrinsics[None])
         assert seen.isfinite().all()
         for coordinate in seen.unbind(-1):
             (slopes,) = torch.autograd.grad(coordinate.sum(), points, retain_graph=True)
@@ -138,7 +138,7 @@ def test_undistortion_is_exact_up_to_the_corners() -> None:
 def test_pixels_to_the_screen_and_back(width: int, height: int, seed: int) -> None:
     pixels = 1000 * normal(7, 2, seed=seed)
     normalized = normalize_screen_coordinates(pixels, width, height)
-    agree(image_coordinates(normalized, width, height), pixels)
+    agree((normalized + normalized.new_tensor([1.0, height / width])) * width / 2, pixels)
 
 
 def test_corners_of_the_screen() -> None:
@@ -153,7 +153,7 @@ def test_corners_of_the_screen() -> None:
 
 def is_in_view(x: float, y: float, z: float, intrinsics: Tensor, **options: float) -> bool:
     point = torch.tensor([[x, y, z]], dtype=torch.float64)
-    return bool(in_view(point, intrinsics, **options))
+    return bool(in_view(point, project_points(point, intrinsics), intrinsics, **options))
 
 
 SIDES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
@@ -234,7 +234,7 @@ def test_what_is_not_a_number_is_not_in_view(axis: int) -> None:
 def test_points_are_in_view_one_by_one() -> None:
     points = torch.tensor([0.0, 0.0, 4.0]).double().expand(2, 3, 5, 3).clone()
     points[1, 2, 3, 0] = 9.0
-    seen = in_view(points, pinhole(2))
+    seen = in_view(points, project_points(points, pinhole(2)), pinhole(2))
     assert seen.shape == (2, 3, 5)
     assert (~seen).nonzero().tolist() == [[1, 2, 3]]
 
@@ -244,8 +244,8 @@ def test_points_are_in_view_one_by_one() -> None:
 
 def test_a_quaternion_about_z_takes_x_towards_y() -> None:
     quaternion = torch.tensor([math.cos(0.3), 0.0, 0.0, math.sin(0.3)])
-    turned = camera_to_world(torch.tensor([1.0, 0.0, 0.0]), quaternion, torch.zeros(3))
-    torch.testing.assert_close(turned, torch.tensor([0.825, 0.565, 0.0]), atol=5e-4, rtol=0)
+    turned = world_to_camera(torch.tensor([0.825, 0.565, 0.0]), quaternion, torch.zeros(3))
+    torch.testing.assert_close(turned, torch.tensor([1.0, 0.0, 0.0]), atol=5e-4, rtol=0)
 
 
 @some_examples
@@ -253,9 +253,11 @@ def test_a_quaternion_about_z_takes_x_towards_y() -> None:
 def test_to_the_camera_and_back(seed: int) -> None:
     points = normal(4, 9, 3, seed=seed)
     orientation = nn.functional.normalize(normal(4, 1, 4, seed=seed), dim=-1)
-    translation = normal(4, 1, 3, seed=seed)
+    translation, nowhere = normal(4, 1, 3, seed=seed), torch.zeros(3).double()
     seen = world_to_camera(points, orientation, translation)
-    agree(camera_to_world(seen, orientation, translation), points)
+    # The conjugate turns back.
+    conjugate = orientation * torch.tensor([1.0, -1, -1, -1])
+    agree(world_to_camera(seen, conjugate, nowhere) + translation, points)
 
 
 def test_the_camera_is_at_its_own_origin() -> None:

@@ -51,9 +51,8 @@ REASONS = {
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-@pytest.mark.parametrize("placed", [None, torch.ones(4, dtype=torch.bool)])
-def test_sound_poses_stay_as_they_are(placed: torch.Tensor | None, frames: int) -> None:
-    given = poses(frames)._replace(placed=placed)
+def test_sound_poses_stay_as_they_are(frames: int) -> None:
+    given = poses(frames)
     batch = canonical_batch(given)
     assert batch.usable.all()
     assert all(torch.equal(a, b) for a, b in zip(batch[:3], given[:3], strict=True))
@@ -66,7 +65,7 @@ def test_what_cannot_be_augmented_is_marked_and_harmless(reason: str) -> None:
     batch = canonical_batch(given)
     assert (~batch.usable).nonzero().tolist() == [[BROKEN]]
     joints, keypoints, intrinsics = (field[[BROKEN]] for field in batch[:3])
-    assert in_view(joints, intrinsics).all()
+    assert in_view(joints, project_points(joints, intrinsics), intrinsics).all()
     assert (keypoints == 0).all()
     assert torch.equal(intrinsics, torch.tensor([DEFAULT_INTRINSICS]))
 
@@ -81,12 +80,6 @@ def test_the_other_samples_stay_as_they_are(reason: str) -> None:
         assert torch.equal(after[others], before[others])
 
 
-def test_poses_without_a_known_place_are_not_usable() -> None:
-    placed = torch.tensor([True, False, True, False])
-    batch = canonical_batch(poses()._replace(placed=placed))
-    assert torch.equal(batch.usable, placed)
-
-
 def test_one_frame_of_joints_may_go_with_many_of_keypoints() -> None:
     given = poses()
     given = given._replace(joints=given.joints[:, 1:2].clone())
@@ -98,7 +91,7 @@ def test_one_frame_of_joints_may_go_with_many_of_keypoints() -> None:
 
 
 def test_nothing_waits_for_the_device_to_mark_poses() -> None:
-    given = poses()._replace(placed=torch.ones(4, dtype=torch.bool))
+    given = poses()
     with NoSync():
         canonical_batch(given)
 

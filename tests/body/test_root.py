@@ -32,17 +32,17 @@ def seen_poses(
 @pytest.mark.parametrize("distortion", [False, True])
 def test_the_root_is_recovered(distortion: bool, skeleton: Skeleton) -> None:
     joints, keypoints, intrinsics = seen_poses(distortion=distortion, skeleton=skeleton)
-    solved = solve_root(keypoints, root_relative(joints, skeleton), intrinsics)
-    assert solved.found.all()
+    root, found = solve_root(keypoints, root_relative(joints, skeleton), intrinsics)
+    assert found.all()
     # Undistortion is iterated, so a distorted one is exact to nanometres only.
-    agree(solved.root, joints[:, :, skeleton.root], 1e-9 if distortion else 1e-12)
+    agree(root, joints[:, :, skeleton.root], 1e-9 if distortion else 1e-12)
 
 
 def test_the_root_of_noisy_keypoints_is_the_least_squares_one() -> None:
     joints, keypoints, intrinsics = seen_poses(distortion=False, frames=1)
     noisy = keypoints + 0.01 * normal(*keypoints.shape)
     relative = root_relative(joints, H36M_16)
-    solved = solve_root(noisy, relative, intrinsics)
+    root, _ = solve_root(noisy, relative, intrinsics)
     for sample in range(len(joints)):
         rows, targets = [], []
         for joint in range(H36M_16.num_joints):
@@ -51,15 +51,15 @@ def test_the_root_of_noisy_keypoints_is_the_least_squares_one() -> None:
             a, b = slopes.tolist()
             rows += [[1, 0, -a], [0, 1, -b]]
             targets += [a * z - x, b * z - y]
-        root = np.linalg.lstsq(np.array(rows), np.array(targets), rcond=None)[0]
-        agree(solved.root[sample, 0], torch.from_numpy(root))
+        expected = np.linalg.lstsq(np.array(rows), np.array(targets), rcond=None)[0]
+        agree(root[sample, 0], torch.from_numpy(expected))
 
 
 def test_a_pose_that_is_one_point_has_no_depth() -> None:
     joints, keypoints, intrinsics = seen_poses(distortion=True)
-    solved = solve_root(keypoints[:, :, :1].expand_as(keypoints), 0 * joints, intrinsics)
-    assert not solved.found.any()
-    assert solved.root.isfinite().all()
+    root, found = solve_root(keypoints[:, :, :1].expand_as(keypoints), 0 * joints, intrinsics)
+    assert not found.any()
+    assert root.isfinite().all()
 
 
 def test_a_pose_seen_from_behind_the_camera_is_not_found() -> None:
@@ -68,14 +68,14 @@ def test_a_pose_seen_from_behind_the_camera_is_not_found() -> None:
     behind = joints - torch.tensor([0.0, 0.0, 10.0])
     keypoints = intrinsics[:, None, None, :2] * behind[..., :2] / behind[..., 2:]
     keypoints = keypoints + intrinsics[:, None, None, 2:4]
-    solved = solve_root(keypoints, root_relative(joints, H36M_16), intrinsics)
-    agree(solved.root, behind[:, :, H36M_16.root])
-    assert not solved.found.any()
+    root, found = solve_root(keypoints, root_relative(joints, H36M_16), intrinsics)
+    agree(root, behind[:, :, H36M_16.root])
+    assert not found.any()
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
 def test_a_broken_keypoint_spoils_its_own_pose_only(broken: float) -> None:
     joints, keypoints, intrinsics = seen_poses(distortion=True)
     keypoints[3, 1, 5, 0] = broken
-    solved = solve_root(keypoints, root_relative(joints, H36M_16), intrinsics)
-    assert (~solved.found).nonzero().tolist() == [[3, 1]]
+    _, found = solve_root(keypoints, root_relative(joints, H36M_16), intrinsics)
+    assert (~found).nonzero().tolist() == [[3, 1]]

@@ -1,4 +1,4 @@
-"""Rotations: exact everywhere, about the axis that they say; the vertical; rigid motion."""
+"""Rotations: exact everywhere, about the axis that they say; the vertical."""
 
 from __future__ import annotations
 
@@ -9,15 +9,10 @@ import torch
 from helpers import agree
 from hypothesis import given
 from hypothesis import strategies as st
-from random_bodies import normal, rotations, seeds, some_examples
+from random_bodies import normal, some_examples
 from torch import Tensor, nn
 
-from poseaug_plugin.body.rotation import (
-    axis_angle_to_matrix,
-    transform_rigidly,
-    vertical,
-    view_rotation,
-)
+from poseaug_plugin.body.rotation import axis_angle_to_matrix, vertical, view_rotation
 
 # -- axis and angle --------------------------------------------------------------------------------
 
@@ -126,15 +121,3 @@ def test_poses_without_a_longest_axis_leave_the_cameras() -> None:
 
 def test_points_have_no_vertical() -> None:
     assert torch.equal(vertical(torch.zeros(4, 16, 3)), torch.zeros(3))
-
-
-# -- rigid motion ----------------------------------------------------------------------------------
-
-
-@some_examples
-@given(seeds)
-def test_rigid_motion_keeps_distances_and_carries_the_centre(seed: int) -> None:
-    points, centre, target = normal(4, 9, 3, seed=seed), normal(4, 1, 3), normal(4, 1, 3, seed=1)
-    moved = transform_rigidly(points, rotations(4, seed=seed), centre, target)
-    agree(torch.cdist(moved, moved), torch.cdist(points, points), 1e-6)
-    agree((moved - target).norm(dim=-1), (points - centre).norm(dim=-1))

@@ -283,7 +283,7 @@ def test_skeletons_survive_pickling_and_copying(skeleton: Skeleton) -> None:
 
 @each_preset
 def test_skeletons_survive_a_checkpoint(skeleton: Skeleton) -> None:
-    assert Skeleton.from_data(skeleton.as_data()) == skeleton
+    assert Skeleton(**skeleton.as_data()) == skeleton
 
 
 def test_equal_definitions_are_equal_and_hash_alike() -> None:

@@ -166,7 +166,7 @@ def test_strength_one_gives_bit_for_bit_the_draws_without_it(spread: Spread) -> 
     joints, parameters, _ = drawn(policy)
     noise = torch.randn(64, policy.noise_size, generator=torch.Generator().manual_seed(0))
     factors = (policy.factor_of_draw @ policy.log_spread_factors()).exp()
-    base = policy.base.draw(joints, noise, policy.base.widths * factors)
+    base = policy.draw(joints, noise, policy.widths * factors)
     assert differences(list(base), list(parameters)) == []
     plain = RandomPolicy("h36m_16", spread=spread)
     with torch.no_grad():

@@ -80,7 +80,7 @@ def test_augmented_windows_stay_human() -> None:
 
     assert fastest(made[changed][:64]) < 1.5 * fastest(joints[changed][:64])
     assert torch.allclose(project_points(made, camera)[changed], made_2d[changed], atol=1e-4)
-    assert in_view(made, camera)[changed].all()
+    assert in_view(made, made_2d, camera)[changed].all()
 
 
 def test_repeated_frames_stay_repeated() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from adapters.semgcn import SemGCNAdapter
-from adapters.simple_baseline import SimpleBaselineAdapter, keypoint_statistics
+from adapters.simple_baseline import SimpleBaselineAdapter, image_coordinates, keypoint_statistics
 from adapters.stgcn import STGCNAdapter
 from helpers import h36m_intrinsics, human_poses
 from loops import NoSync, with_trajectory
@@ -30,7 +30,6 @@ from poseaug_plugin import (
     project_points,
     root_relative,
 )
-from poseaug_plugin.body.camera import image_coordinates
 from poseaug_plugin.body.poses import DEFAULT_INTRINSICS, canonical_batch
 from poseaug_plugin.body.presets import H36M_16, H36M_17, MPI_INF_3DHP_17
 from poseaug_plugin.host.adapter import _warn_of_assumed_camera

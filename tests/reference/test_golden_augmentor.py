@@ -77,7 +77,7 @@ class Augmented(NamedTuple):
         weight = LOSSES["feedback/args_factor_d2d_d3d_diff"][2]
         ratios = self.parameters.bone_length_ratio[:, 0]
         made = generated(self.joints, self.poses.bent[:, 0], ratio=ratios)
-        return ReleasedRangeTerm(H36M_16)(made) / weight
+        return ReleasedRangeTerm()(made) / weight
 
 
 def augmented(mode: str) -> Augmented:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import NamedTuple
+from unittest import mock
 
 import pytest
 import torch
@@ -37,7 +38,6 @@ from poseaug_plugin.adversary.critics import (
     critic_loss,
     lsgan_critic_loss,
     lsgan_policy_loss,
-    weighted_mean,
 )
 from poseaug_plugin.adversary.pool import FakePosePool
 from poseaug_plugin.augment.transforms import GeneratedPoses
@@ -126,11 +126,12 @@ def test_critics_see_their_own_view(name: str) -> None:
 def test_critics_own_loss(name: str) -> None:
     critic = reference_critic(name)
     (real, real_scores), (fake, fake_scores) = critic.scores_of("real"), critic.scores_of("fake")
-    total, accuracy = critic_loss(critic.network, real, fake, torch.ones(len(real)).double())
+    alike = torch.ones(len(real)).double()
+    total, accuracy = critic_loss(critic.network, real, fake, alike)
     # Scores without loss leave one half of it, and the reference does not halve the halves.
-    real_half = 2 * lsgan_critic_loss(real_scores, torch.zeros_like(fake_scores))
-    fake_half = 2 * lsgan_critic_loss(torch.ones_like(real_scores), fake_scores)
-    for loss in (total, lsgan_critic_loss(real_scores, fake_scores)):
+    real_half = 2 * lsgan_critic_loss(real_scores, torch.zeros_like(fake_scores), alike)
+    fake_half = 2 * lsgan_critic_loss(torch.ones_like(real_scores), fake_scores, alike)
+    for loss in (total, lsgan_critic_loss(real_scores, fake_scores, alike)):
         agree(loss, critic.io["loss_dis_total"])
         agree(gradient(loss, real), critic.io["grad_real_dis_total"])
         agree(gradient(loss, fake), critic.io["grad_fake_dis_total"])
@@ -149,7 +150,8 @@ def test_both_sided_loss_of_the_policy(name: str) -> None:
     (real, real_scores), (fake, fake_scores) = critic.scores_of("real"), critic.scores_of("fake")
     made = critic.generated(real, fake)
     total, adversarial = BothSidedTerm(critic.network)(made), AdversarialTerm(critic.network)(made)
-    real_half, fake_half = weighted_mean(real_scores.square()), 2 * lsgan_policy_loss(fake_scores)
+    real_half = real_scores.square().mean()
+    fake_half = 2 * lsgan_policy_loss(fake_scores, torch.ones(len(fake)).double())
     agree(total, critic.io["loss_gen_total"])
     agree(2 * (total - adversarial), critic.io["loss_gen_real"])
     agree(2 * adversarial, critic.io["loss_gen_fake"])
@@ -168,7 +170,8 @@ def test_both_sided_loss_of_the_policy(name: str) -> None:
 def test_policy_gets_half_the_gradient_of_the_released_fake_loss(name: str) -> None:
     critic = reference_critic(name)
     fake, scores = critic.scores_of("fake")
-    agree(gradient(lsgan_policy_loss(scores), fake), critic.io["grad_fake_gen_total"])
+    loss = lsgan_policy_loss(scores, torch.ones(len(fake)).double())
+    agree(gradient(loss, fake), critic.io["grad_fake_gen_total"])
 
 
 @each_critic
@@ -193,7 +196,8 @@ def test_critic_accuracies(name: str) -> None:
 def test_one_clipped_adam_step(name: str) -> None:
     critic = reference_critic(name)
     adam = torch.optim.Adam(critic.network.parameters(), lr=1e-4)
-    lsgan_critic_loss(critic.scores_of("real")[1], critic.scores_of("fake")[1]).backward()
+    real, fake = critic.scores_of("real")[1], critic.scores_of("fake")[1]
+    lsgan_critic_loss(real, fake, torch.ones(len(real)).double()).backward()
     norm = nn.utils.clip_grad_norm_(critic.network.parameters(), 1)
     agree(norm, critic.io["step/grad_norm_before_clip"])
     compared = 0
@@ -255,7 +259,10 @@ def test_replaying_the_small_pool() -> None:
         # The reference draws once the pool is full, and a place only for what it swaps.
         draw = next(draws) if len(pool) == pool.capacity else torch.zeros(())
         slot = next(slots) if draw > 0.5 else torch.zeros((), dtype=torch.int64)
-        out.append(pool.exchange_with(sample[None], draw[None], slot[None]))
+        # The place of the first key is drawn.
+        keys = (torch.arange(pool.capacity) != slot).double()
+        with mock.patch("torch.rand", side_effect=[draw[None], keys]):
+            out.append(pool.exchange(sample[None]))
     assert torch.equal(torch.cat(out), own["out"])
     assert torch.equal(pool.items, own["final_items"])
     assert next(draws, None) is None

@@ -170,11 +170,10 @@ def test_rows_of_both(preset: type[Paper]) -> None:
 
 def test_the_paper_looks_at_four_sides_of_the_frame() -> None:
     check = built(Paper()).frame_check
-    assert check is not None
     points = torch.tensor([[0.0, 0, 5], [-4.9, 0, 5], [-5.1, 0, 5], [0, -2.6, 5], [0, 0, -5]])
     intrinsics = torch.tensor([[1.0, 1, 0, 0, 0, 0, 0, 0, 0]])
     keypoints = project_clamped(points[None], intrinsics)
-    assert check(points[None], keypoints, intrinsics).tolist() == [
+    assert check(points[None], keypoints, intrinsics, 0.5).tolist() == [
         [True, True, False, False, False]
     ]
 
