@@ -477,7 +477,7 @@ class PoseAugHook:
                     with suppress(RuntimeError, ValueError, IndexError):  # it cannot be read
                         predicted = self.adapter.predicted_joints(prediction, trainer.skeleton)
                 context = UpdateContext(trainer.num_updates, batch, host, defaults)
-                trainer.update(batch, predicted, skip, context)
+                trainer.update(context, predicted, skip)
         except Exception as failure:
             raise RuntimeError(
                 f"PoseAugHook.step failed ({type(failure).__name__}: {failure}). The estimator has "

@@ -337,7 +337,7 @@ def stepped(epoch: int) -> tuple[Iteration, dict[str, Tensor]]:
     own = iteration(epoch)
     adam = own.phase("policy").optimizer
     with in_float64.used():
-        own.trainer.update(own.batch, context=own.context)
+        own.trainer.update(own.context)
     assert (adam.steps == 1).all()
     moments = adam.first_moment.split([p.numel() for p in adam.network_parameters])
     taken = {
