@@ -143,8 +143,7 @@ class PoseAugHook:
         self.adapter: Adapter = adapter if adapter is not None else PoseAdapter()
         self.enabled, self._id = True, id(self)
         self._estimator, self._optimizer, self._seed = estimator, optimizer, seed
-        self._preset = preset
-        self._ranks, self._source = Ranks.of(estimator), source
+        self._ranks, self._source, self._preset = Ranks.of(estimator), source, preset
         if self._ranks is not None and skeleton is None:
             raise PoseAugError(
                 "PoseAugHook: with several processes every one needs the hook's networks from the "

@@ -175,7 +175,7 @@ class Trainer:
         with self._all_or_nothing():
             try:
                 if batch is not None:
-                    self.monitor.count(~batch.batch.usable)
+                    self.monitor.counts[0].add_((~batch.batch.usable).sum())
                 if loop is not None:
                     answers = self._ask(loop, context)
                 if learns and self._before_update is not None:

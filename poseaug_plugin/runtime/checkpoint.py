@@ -1,5 +1,6 @@
 """The content of a checkpoint, and the checks before anything of it is loaded."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -100,10 +101,8 @@ def _is_random_state(value: object) -> bool:
     if not isinstance(value, Tensor) or value.dtype != torch.uint8 or not _is_dense(value):
         return False
     scratch = torch.Generator()
-    if value.shape != scratch.get_state().shape:
-        return True  # of another kind of device
-    try:
-        scratch.set_state(value.cpu())
-    except RuntimeError:
-        return False
-    return True
+    with suppress(RuntimeError):
+        if value.shape == scratch.get_state().shape:  # else of another kind of device
+            scratch.set_state(value.cpu())
+        return True
+    return False

@@ -14,12 +14,9 @@ from torch.overrides import TorchFunctionMode
 def unwrap_module(module: nn.Module) -> nn.Module:
     """The user's own module inside DistributedDataParallel, DataParallel or torch.compile."""
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
-    while True:
-        inner = module.module if isinstance(module, wrappers) else module
-        inner = getattr(inner, "_orig_mod", inner)
-        if not isinstance(inner, nn.Module) or inner is module:
-            return module
-        module = inner
+    name = "module" if isinstance(module, wrappers) else "_orig_mod"
+    inner = getattr(module, name, None)
+    return unwrap_module(inner) if isinstance(inner, nn.Module) else module
 
 
 def saved_buffers(module: nn.Module) -> list[Tensor]:
@@ -35,9 +32,7 @@ def unchanged(buffers: list[Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, saved, strict=True):
-                buffer.copy_(value)
+        torch._foreach_copy_(buffers, saved)
 
 
 class _DefaultDtype(TorchFunctionMode):

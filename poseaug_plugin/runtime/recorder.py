@@ -35,10 +35,6 @@ class Recorder:
         can_record = hasattr(torch.cuda.CUDAGraph, "register_generator_state")
         self.records = records and can_record and generator.device.type == "cuda"
         self._stream: torch.cuda.Stream | None = None
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop all recordings, because memory that they work on is no longer the one in use."""
         self._calls: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, _Recording] = {}
 
@@ -67,8 +63,7 @@ class Recorder:
             try:
                 recording = self._record(method, tree_unflatten(fed, structure), inputs)
             except Exception as failure:
-                self.records = False
-                self.forget()
+                self.records, self._recordings = False, {}
                 warn(
                     f"PoseAugHook: the hook's work could not be recorded in a CUDA graph "
                     f"({type(failure).__name__}: {failure}), so it goes on several times slower. "
