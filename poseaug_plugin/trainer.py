@@ -30,12 +30,9 @@ _PATIENCE = 8  # updates that left a network out, after which weights are looked
 _FEEDBACK = "feedback"  # among gradients: the figures that the controller needs
 
 
-class Loss(NamedTuple):
-    """A loss to be differentiated, and what it tells about itself."""
-
-    total: Tensor
-    losses: dict[str, Tensor]  # 0-d, detached, by the names of `PoseAugHook.losses`
-    readings: dict[str, Tensor]  # 0-d, detached, by the names of the monitor
+# A loss to be differentiated; and detached, by name, losses of the hook's and readings of the
+# monitor's.
+Loss = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
 
 
 class Phase(NamedTuple):
@@ -53,7 +50,7 @@ def _policy_loss(terms: tuple[Term, ...], generated: GeneratedPoses) -> Loss:
     values = [term(generated) for term in terms]
     total = sum(values, generated.keypoints.new_zeros(()))
     losses = {f"policy/{t.name}": v.detach() for t, v in zip(terms, values, strict=True)}
-    return Loss(total, {"policy": total.detach(), **losses}, {})
+    return total, {"policy": total.detach(), **losses}, {}
 
 
 def _critic_loss(
@@ -67,7 +64,7 @@ def _critic_loss(
         fake = torch.where(finite.reshape(-1, *[1] * (fake.dim() - 1)), fake, 0.0)
         fake = pool.exchange(fake, generator)
     loss, accuracy = critic_loss(critic, real, fake, generated.weights)
-    return Loss(loss, {critic.name: loss.detach()}, {critic.name: accuracy})
+    return loss, {critic.name: loss.detach()}, {critic.name: accuracy}
 
 
 class Trainer:
@@ -162,8 +159,9 @@ class Trainer:
         skip: Tensor | None = None,  # not zero where the user's step is undone: no weights change
     ) -> None:
         """One update of every network that is due, policy first; all of it, or nothing."""
-        batch, learns = context.batch, self.learns_next
-        loop = self.closed_loop if self._asks else None
+        batch, learns, loop = context.batch, self.learns_next, self.closed_loop
+        if loop is not None and not loop.is_due(self.num_updates):
+            loop = None
         due = tuple(p.name for p in self.phases if self.num_updates % p.interval == 0)
         # A published recipe asks somebody else's network, and changes: it cannot be replayed. Nor
         # can a pool that fills up: how full it is is Python's.
@@ -172,7 +170,7 @@ class Trainer:
         call: Callable[..., Any] = self.recorder.call if repeats else lambda f, *args: f(*args)
         gradients: dict[str, WeightedGradients] = {}
         answers, readings, failure = None, None, None
-        with self._all_or_nothing():
+        with self._all_or_nothing(changes_counts_alone=not learns and loop is None):
             try:
                 if batch is not None:
                     self.monitor.counts[0].add_((~batch.batch.usable).sum())
@@ -212,15 +210,15 @@ class Trainer:
             raise failure
 
     @contextmanager
-    def _all_or_nothing(self) -> Iterator[None]:
+    def _all_or_nothing(self, changes_counts_alone: bool) -> Iterator[None]:
         """Put back what an update changes where anything stops it."""
         count, losses, stream = self.num_updates, self.losses, self.generator.get_state()
         fills = [len(pool) for pool in self.pools.values()]
-        changing = len(self._changing) if self.learns_next or self._asks else 1
-        if changing > 1:
-            self.recorder.call(self._keep)
-        else:
+        changing = 1 if changes_counts_alone else len(self._changing)
+        if changes_counts_alone:
             self._before[0].copy_(self.monitor.counts)
+        else:
+            self.recorder.call(self._keep)
         try:
             yield
         except BaseException:  # an interrupt too
@@ -249,11 +247,6 @@ class Trainer:
                 "hook, or build another."
             )
 
-    @property
-    def _asks(self) -> bool:
-        """Whether the next update asks the estimator about the target."""
-        return self.closed_loop is not None and self.closed_loop.is_due(self.num_updates)
-
     def _ask(self, loop: ClosedLoop, context: UpdateContext) -> Answers | None:
         """The estimator's answers about the target; every rank asks about other frames."""
         _, batch, host, defaults = context
@@ -281,11 +274,10 @@ class Trainer:
         weight = generated.weights.sum()
         for phase in self.phases:
             if phase.name in due:
-                loss = phase.loss(generated)
-                learned = phase.optimizer.gradients(loss.total)
+                loss, parts, read = phase.loss(generated)
+                learned = phase.optimizer.gradients(loss)
                 gradients[phase.name] = WeightedGradients(learned, weight)
-                losses |= loss.losses
-                readings |= loss.readings
+                losses, readings = losses | parts, readings | read
         with torch.no_grad():
             readings |= self.augmenter.readings(batch, generated)
             errors = observed_errors(predicted, batch, self.skeleton)
@@ -321,13 +313,11 @@ class Trainer:
     def _nothing_learned(self, due: tuple[str, ...]) -> dict[str, WeightedGradients]:
         """What a rank with nothing to say contributes: all that every rank averages, in order."""
         nothing = torch.zeros((), device=self.generator.device)
-        shapes = {p.name: p.optimizer.network_parameters for p in self.phases if p.name in due}
+        averaged = {p.name: p.optimizer.network_parameters for p in self.phases if p.name in due}
         if self.controller is not None:
-            shapes[_FEEDBACK] = [nothing.expand(3)]
-        return {
-            name: WeightedGradients([torch.zeros_like(x) for x in like], nothing)
-            for name, like in shapes.items()
-        }
+            averaged[_FEEDBACK] = [nothing.expand(3)]
+        zeros = {name: [torch.zeros_like(x) for x in own] for name, own in averaged.items()}
+        return {name: WeightedGradients(own, nothing) for name, own in zeros.items()}
 
     def diagnostics(self) -> Diagnostics:
         """The monitor's figures, and what was learned."""

@@ -30,7 +30,7 @@ class Ranks:
         self.group = dist.new_group(
             dist.get_process_group_ranks(group), _TIMEOUT, use_local_synchronization=True
         )
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.rank = dist.get_rank(group)
 
     @classmethod
     def of(cls, estimator: nn.Module) -> Ranks | None:
