@@ -198,7 +198,7 @@ class PoseAugHook:
         Raises `PoseAugError` for wrong shapes, dtypes or devices; nothing has changed then.
         """
         given = HostBatch(inputs_2d, inputs_3d, camera)
-        trainer = self._ready_trainer(given) if self._is_on else None
+        trainer = self._ready_trainer(given) if self.enabled and self._is_attached else None
         if return_camera:
             given = given._replace(camera=one_each(camera, len(inputs_3d)))
         batch = given if trainer is None else self._augmented(trainer, given, return_camera)
@@ -269,10 +269,6 @@ class PoseAugHook:
         attachment.unwatch_optimizers(self)
         self.enabled = self._is_attached = False
         self._forget()
-
-    @property
-    def _is_on(self) -> bool:
-        return self.enabled and self._is_attached
 
     @property
     def policy(self) -> Policy:
@@ -436,7 +432,7 @@ class PoseAugHook:
         self._observer.expect(None)
 
     def _on_forward(self, *call: Any) -> None:
-        if self._is_on:
+        if self.enabled:
             self._observer.on_forward(*call)
 
     def _on_optimizer_step(self, optimizer: Optimizer, is_over: bool) -> None:
@@ -457,7 +453,7 @@ class PoseAugHook:
     def _train(self, skip: Tensor | None) -> None:
         pending, prediction, predicted = self._pending, self._observer.prediction, None
         self._forget()
-        if not self._is_on or pending is None:
+        if not self.enabled or pending is None:
             return
         self._reminders.without_update = 0
         trainer = self._existing_trainer()

@@ -114,10 +114,9 @@ class Trainer:
             loss = partial(_policy_loss, training.terms)
             self.phases.append(Phase("policy", self.policy, loss, optimizer, self.interval))
         for critic in training.critics:
-            pool = FakePosePool(training.pool_capacity, critic.shape).to(device)
-            self.pools[critic.name] = pool
+            self.pools[critic.name] = pool = FakePosePool(training.pool_capacity, critic.shape)
             optimizer = training.make_optimizer(critic.to(device))
-            loss = partial(_critic_loss, critic, pool, self.generator)
+            loss = partial(_critic_loss, critic, pool.to(device), self.generator)
             interval = self.interval * critic.interval
             self.phases.append(Phase(critic.name, critic, loss, optimizer, interval))
         draws = isinstance(self.policy, AugmentationPolicy | RandomPolicy)
