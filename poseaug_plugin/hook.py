@@ -26,7 +26,7 @@ from .options import DefaultPreset, Options, Preset, RandomPreset, Surroundings,
 from .reference.recipes import Paper, Released
 from .runtime.checkpoint import as_state, from_state
 from .runtime.distributed import Ranks
-from .runtime.isolation import library_defaults
+from .runtime.isolation import TorchDefaults, library_defaults
 from .runtime.monitor import Diagnostics
 from .trainer import Trainer
 
@@ -52,8 +52,7 @@ class PoseAugHook:
         source: Whole sequences, for a loop that has 2D of a window of frames and 3D of one.
         policy: A policy of one's own; is put on the estimator's device, in float32.
         seed: Of the hook's own weights and noise.
-        auto_step: Train when the optimizer steps; else only when `step` is called, as for a step
-            that a CUDA graph holds, in which Python does not run.
+        auto_step: Train when the optimizer steps; else only in `step`, as CUDA graphs need it.
         spread: How widely poses are drawn (`Spread()`), in the beginning.
         operations: Which of bone_angle, bone_length, rigid, focal_length are done (all).
         mix: ``"replace"`` a share of the batch, or ``"append"`` an augmented copy of all of it.
@@ -62,15 +61,13 @@ class PoseAugHook:
         entropy_weight: Reward of wide draws (0.05), up to the default spreads.
         feedback: Lower the strength of all draws while the estimator does no better on augmented
             poses than their mean pose would (True).
-        total_updates: Optimizer steps of the whole training, for ``"paper"`` and ``"released"``,
-            which change over the training.
+        total_updates: Optimizer steps of the whole training, for ``"paper"`` and ``"released"``.
         target_2d: 2D poses of the place where the estimator will work, without labels (a detector's
             output on videos of there): (frames, J, 2) or a list of such sequences, normalised like
-            the estimator's inputs. What the estimator answers to them, from time to time, tells the
-            bodies, poses and views to augment with. They are seen by ``target_camera``: a loop that
-            uses cameras takes them with ``return_camera=True``.
-        target_camera: (9,) intrinsics of there, or one each for the sequences or frames; by default
-            the batch's.
+            the estimator's inputs. Its answers to them, now and then, tell the bodies, poses and
+            views to augment with. They are seen by ``target_camera``: a loop that uses cameras
+            takes them with ``return_camera=True``.
+        target_camera: (9,) intrinsics of there, or one for each sequence or frame (the batch's).
         cuda_graphs: On a GPU, record the hook's own work in CUDA graphs; not with a policy of
             one's own, which may do what cannot be recorded.
 
@@ -186,8 +183,7 @@ class PoseAugHook:
             camera: (B, 9) or (9,) intrinsics, tensor or array.
             return_camera: Return the cameras that belong to the batch as a third, (N, 9), for a
                 loop that uses them afterwards. Only then are augmented samples also seen with other
-                focal lengths, if ``Spread.focal_length`` asks for them; else such a loop would not
-                know.
+                focal lengths, if ``Spread.focal_length`` asks for them.
 
         Returns:
             ``inputs_2d, inputs_3d`` with the same dtypes, devices and conventions (and shapes,
@@ -206,14 +202,15 @@ class PoseAugHook:
 
     def _augmented(self, trainer: Trainer, given: HostBatch, return_camera: bool) -> HostBatch:
         augmenter, skeleton, size = trainer.augmenter, trainer.skeleton, len(given.inputs_3d)
+        if augmenter.count_of(size) < 2 or trainer.is_broken:
+            self._forget()
+            if self._ranks is not None:  # the others may have something
+                defaults = TorchDefaults.found()
+                self._pending = UpdateContext(trainer.num_updates, None, None, defaults)
+            if not trainer.is_broken:
+                self._reminders.too_small(size, augmenter.share)
+            return given
         with torch.no_grad(), library_defaults(given.inputs_3d.device) as defaults:
-            if augmenter.count_of(size) < 2 or trainer.is_broken:
-                self._forget()
-                if self._ranks is not None:  # the others may have something
-                    self._pending = UpdateContext(trainer.num_updates, None, None, defaults)
-                if not trainer.is_broken:
-                    self._reminders.too_small(size, augmenter.share)
-                return given
             keeps_cameras = not return_camera or given.camera is None
             batch = trainer.augment(self.adapter.decode(*given, skeleton), keeps_cameras)
             sources = batch.sources
@@ -224,7 +221,8 @@ class PoseAugHook:
                     fits = poses.isfinite().flatten(1).all(1)
                     batch = batch._replace(accepted=batch.accepted & fits)
             how = sources, batch.accepted, augmenter.appends
-            inputs_2d, inputs_3d = (mix(x, new, *how) for x, new in zip(given, made, strict=False))
+            inputs_2d = mix(given.inputs_2d, made[0], *how)
+            inputs_3d = mix(given.inputs_3d, made[1], *how)
         self._reminders.augmented()
         self._pending = UpdateContext(trainer.num_updates, batch, replaced, defaults)
         self._observer.expect(inputs_2d if trainer.learns_next else None)
@@ -391,12 +389,11 @@ class PoseAugHook:
                 f"PoseAugHook.augment: the batch must be on {home}, where the estimator was when "
                 f"the hook's networks were made, got {device}."
             )
-        skeleton, problems = self.skeleton or infer_skeleton(self.adapter, *given), None
+        skeleton, report = self.skeleton or infer_skeleton(self.adapter, *given), None
         if not self._has_looked and len(given.inputs_3d):
             report = self.check_batch(*given)
             if report.focal_length <= 0:
                 raise PoseAugError(f"PoseAugHook.augment: {report.problems[0]}.")
-            problems = report.problems
         if trainer is None:
             warn(
                 f"PoseAugHook: took skeleton={skeleton.name!r} for poses with "
@@ -404,8 +401,8 @@ class PoseAugHook:
             )
             trainer = self._trainer = self._make_trainer(skeleton)
             self.skeleton = skeleton
-        if problems is not None:
-            self._tell(given, trainer, problems)
+        if report is not None:
+            self._tell(given, trainer, report.problems)
         return trainer
 
     def _tell(self, given: HostBatch, trainer: Trainer, problems: tuple[str, ...]) -> None:

@@ -27,7 +27,7 @@ from .feedback.controller import FeedbackController
 from .feedback.observer import first_tensor
 from .feedback.target import ClosedLoop, TargetKeypoints
 from .host.adapter import Adapter, HostPoses
-from .runtime.isolation import TorchDefaults, isolated_call
+from .runtime.isolation import Mode, TorchDefaults, isolated_call
 from .runtime.optimizer import GuardedAdam
 
 
@@ -107,12 +107,7 @@ class Surroundings(NamedTuple):
         """Image height / width."""
         return getattr(self.adapter, "aspect_ratio", 1.0)
 
-    def ask(
-        self,
-        poses: HostPoses,
-        defaults: TorchDefaults,
-        mode: Literal["frozen", "as_found"] = "frozen",
-    ) -> Tensor:
+    def ask(self, poses: HostPoses, defaults: TorchDefaults, mode: Mode = "frozen") -> Tensor:
         """The estimator's poses (B, T, J, 3), metres, for inputs of the host; see `isolated_call`.
 
         Raises `PoseAugError` where it gives no tensor.

@@ -30,9 +30,10 @@ _PATIENCE = 8  # updates that left a network out, after which weights are looked
 _FEEDBACK = "feedback"  # among gradients: the figures that the controller needs
 
 
-# A loss to be differentiated; and detached, by name, losses of the hook's and readings of the
-# monitor's.
-Loss = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
+Tensors = dict[str, Tensor]  # by name
+Gradients = dict[str, WeightedGradients]  # by network
+# A loss to be differentiated; and detached, losses of the hook's and readings of the monitor's.
+Loss = tuple[Tensor, Tensors, Tensors]
 
 
 class Phase(NamedTuple):
@@ -167,7 +168,7 @@ class Trainer:
         are_settled = all(len(pool) in (0, pool.capacity) for pool in self.pools.values())
         repeats = self._before_update is None and are_settled
         call: Callable[..., Any] = self.recorder.call if repeats else lambda f, *args: f(*args)
-        gradients: dict[str, WeightedGradients] = {}
+        gradients: Gradients = {}
         answers, readings, failure = None, None, None
         with self._all_or_nothing(changes_counts_alone=not learns and loop is None):
             try:
@@ -187,8 +188,8 @@ class Trainer:
             if loop is not None:
                 figures, weight = loop.figures(answers)
                 if self.ranks is not None:
-                    given = WeightedGradients([figures], weight)
-                    (((figures,), weight),) = self.ranks.average([given], [])
+                    (shared,) = self.ranks.average([WeightedGradients([figures], weight)], [])
+                    (figures,), weight = shared
                 loop.take(figures, weight, answers)
             if learns:
                 if self.ranks is not None and (everyones := self._nothing_learned(due)):
@@ -199,7 +200,7 @@ class Trainer:
                 # With what is due and for how many, though it does not read it: so it is recorded
                 # no sooner than what its gradients come from, and can take them where they are.
                 size = 0 if batch is None else batch.joints.shape[0]
-                call(self._apply, gradients, skip, readings, (*due, size))
+                call(self._apply, gradients, skip, readings, due, size)
             self.num_updates += 1
         if learns:
             self._lately.copy_(self.monitor.counts, non_blocking=True)
@@ -263,11 +264,11 @@ class Trainer:
 
     def _learn(
         self, batch: AugmentedBatch, predicted: Tensor | None, due: tuple[str, ...]
-    ) -> tuple[dict[str, WeightedGradients], dict[str, Tensor], dict[str, Tensor]]:
-        """Gradients of every network that is due, in order; losses and readings by name."""
-        gradients: dict[str, WeightedGradients] = {}
-        losses: dict[str, Tensor] = {}
-        readings: dict[str, Tensor] = {}
+    ) -> tuple[Gradients, Tensors, Tensors]:
+        """Gradients of every network that is due, in order; losses and readings."""
+        gradients: Gradients = {}
+        losses: Tensors = {}
+        readings: Tensors = {}
         assert batch.inputs is not None
         generated = self.augmenter.generate(batch.inputs)
         weight = generated.weights.sum()
@@ -291,11 +292,7 @@ class Trainer:
         return gradients, losses, readings
 
     def _apply(
-        self,
-        gradients: dict[str, WeightedGradients],
-        skip: Tensor | None,
-        readings: dict[str, Tensor] | None,
-        _: tuple[str | int, ...],
+        self, gradients: Gradients, skip: Tensor | None, readings: Tensors | None, *_: Any
     ) -> None:
         """Every network's step, and the monitor's where this rank has readings."""
         skipped = torch.zeros((), dtype=torch.bool, device=self.generator.device)
@@ -309,7 +306,7 @@ class Trainer:
         if readings is not None:
             self.monitor.record(skipped=skipped, **readings)
 
-    def _nothing_learned(self, due: tuple[str, ...]) -> dict[str, WeightedGradients]:
+    def _nothing_learned(self, due: tuple[str, ...]) -> Gradients:
         """What a rank with nothing to say contributes: all that every rank averages, in order."""
         nothing = torch.zeros((), device=self.generator.device)
         averaged = {p.name: p.optimizer.network_parameters for p in self.phases if p.name in due}

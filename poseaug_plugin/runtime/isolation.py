@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+Mode = Literal["frozen", "as_found"]  # of a call
+
 
 def unwrap_module(module: nn.Module) -> nn.Module:
     """The user's own module inside DistributedDataParallel, DataParallel or torch.compile."""
@@ -128,18 +130,14 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def isolated_call(
-    module: nn.Module,
-    inputs: Tensor,
-    generator: torch.Generator,
-    mode: Literal["frozen", "as_found"] = "frozen",
+    module: nn.Module, inputs: Tensor, generator: torch.Generator, mode: Mode = "frozen"
 ) -> Tensor:
     """``module(inputs)`` with detached parameters and cloned buffers.
 
-    Gradients flow to ``inputs`` alone. The module's parameters, gradients, buffers, modes and
-    ``requires_grad`` and the global random streams are afterwards what they were. Wrappers are
-    taken off. Runs in the inputs' precision, whatever autocast is on. Forward hooks on the module
-    do see the call. In mode ``"frozen"`` dropout is off and BatchNorm on its running statistics;
-    ``"as_found"`` leaves layers in their modes, with dropout masks from ``generator``.
+    Gradients flow to ``inputs`` alone. Everything of the module's and the global random streams are
+    afterwards as before. Wrappers are taken off, and autocast; forward hooks do see the call. In
+    mode ``"frozen"`` dropout is off and BatchNorm on its running statistics; ``"as_found"`` leaves
+    layers in their modes, with dropout masks from ``generator``.
     """
     module = unwrap_module(module)
     stand_ins = _stand_ins(module)
