@@ -52,7 +52,8 @@ class PoseAugHook:
         source: Whole sequences, for a loop that has 2D of a window of frames and 3D of one.
         policy: A policy of one's own; is put on the estimator's device, in float32.
         seed: Of the hook's own weights and noise.
-        auto_step: Train when the optimizer steps; else only in `step`, as for steps in a CUDA graph.
+        auto_step: Train when the optimizer steps; else only when `step` is called, as for a step
+            that a CUDA graph holds, in which Python does not run.
         spread: How widely poses are drawn (`Spread()`), in the beginning.
         operations: Which of bone_angle, bone_length, rigid, focal_length are done (all).
         mix: ``"replace"`` a share of the batch, or ``"append"`` an augmented copy of all of it.

@@ -108,7 +108,7 @@ class Surroundings(NamedTuple):
         return getattr(self.adapter, "aspect_ratio", 1.0)
 
     def ask(self, poses: HostPoses, defaults: TorchDefaults, mode: Mode = "frozen") -> Tensor:
-        """The estimator's poses (B, T, J, 3), metres, for the host's inputs; see `isolated_call`."""
+        """The estimator's poses (B, T, J, 3), metres, for the host's inputs, by `isolated_call`."""
         change = getattr(self.adapter, "estimator_inputs", lambda same: same)
         with defaults.used():
             output = isolated_call(self.estimator, change(poses.inputs_2d), self.generator, mode)
