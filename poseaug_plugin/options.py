@@ -79,8 +79,7 @@ class Options:
         idle = dict.fromkeys(set(self.given) - reads, f"preset={preset!r}")
         if self.mix == "append":
             idle["share"] = "mix='append', which augments a copy of the whole batch"
-        policy = self.policy
-        if policy is not None:
+        if (policy := self.policy) is not None:
             idle["spread"] = idle["operations"] = "a policy that draws by itself"
             if not learns(policy):
                 taught = ("critic_weight", "entropy_weight", "feedback")

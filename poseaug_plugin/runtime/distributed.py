@@ -66,8 +66,7 @@ class Ranks:
         given = [*parts, WeightedGradients(buffers, parts[0].weight)]
         tensors: list[Tensor] = []
         for gradients, weight in given:
-            tensors += [torch.where(weight > 0, g * weight, 0.0) for g in gradients]
-            tensors.append(weight)
+            tensors += [*(torch.where(weight > 0, g * weight, 0.0) for g in gradients), weight]
         flat = torch.cat([t.reshape(-1).to(torch.float32) for t in tensors])
         try:
             dist.all_reduce(flat, group=self.group)
