@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch.optim.optimizer import Optimizer
 from torch.utils.data import get_worker_info
 
 from .augment.policy import Operation, Spread
-from .augment.transforms import AugmentedBatch, Policy, middle_frame
+from .augment.transforms import Policy, middle_frame
 from .body.poses import CanonicalPoses
 from .body.presets import find_skeleton
 from .body.skeleton import Skeleton
@@ -26,18 +26,11 @@ from .options import DefaultPreset, Options, Preset, RandomPreset, Surroundings,
 from .reference.recipes import Paper, Released
 from .runtime.checkpoint import as_state, from_state
 from .runtime.distributed import Ranks
-from .runtime.isolation import library_defaults
+from .runtime.isolation import TorchDefaults, library_defaults
 from .runtime.monitor import Diagnostics
 from .trainer import Trainer
 
 _PRESETS: dict[str, Any] = {p.name: p for p in (DefaultPreset, RandomPreset, Paper, Released)}
-
-
-class _Pending(NamedTuple):
-    """An augmented batch that waits for the user's forward pass and optimizer step."""
-
-    batch: AugmentedBatch
-    host: HostPoses  # the host's own samples that were augmented
 
 
 class PoseAugHook:
@@ -69,15 +62,13 @@ class PoseAugHook:
         entropy_weight: Reward of wide draws (0.05), up to the default spreads.
         feedback: Lower the strength of all draws while the estimator does no better on augmented
             poses than their mean pose would (True).
-        total_updates: Optimizer steps of the whole training, for ``"paper"`` and ``"released"``,
-            which change over the training.
+        total_updates: Optimizer steps of the whole training, for ``"paper"`` and ``"released"``.
         target_2d: 2D poses of the place where the estimator will work, without labels (a detector's
             output on videos of there): (frames, J, 2) or a list of such sequences, normalised like
-            the estimator's inputs. What the estimator answers to them, from time to time, tells the
-            bodies, poses and views to augment with. They are seen by ``target_camera``: a loop that
-            uses cameras takes them with ``return_camera=True``.
-        target_camera: (9,) intrinsics of there, or one each for the sequences or frames; by default
-            the batch's.
+            the estimator's inputs. Its answers to them, now and then, tell the bodies, poses and
+            views to augment with. They are seen by ``target_camera``: a loop that uses cameras
+            takes them with ``return_camera=True``.
+        target_camera: (9,) intrinsics of there, or one for each sequence or frame (the batch's).
         cuda_graphs: On a GPU, record the hook's own work in CUDA graphs; not with a policy of
             one's own, which may do what cannot be recorded.
 
@@ -114,7 +105,13 @@ class PoseAugHook:
             attachment.check_optimizer(optimizer, estimator)
         check_number("seed", seed, -(2**62), 2**62, whole=True)
         check_flag("auto_step", auto_step)
-        self.preset = _find_preset(preset)
+        if isinstance(preset, str) and preset in _PRESETS:
+            preset = _PRESETS[preset]()
+        if isinstance(preset, (str, type)) or not hasattr(preset, "build"):
+            raise PoseAugError(
+                f"preset must be one of {', '.join(_PRESETS)}, or one of reference.recipes with "
+                f"arguments, got {preset!r}."
+            )
         with library_defaults(torch.device("cpu")):
             target = None if target_2d is None else TargetKeypoints(target_2d, target_camera)
         self.options = Options(
@@ -130,7 +127,7 @@ class PoseAugHook:
             target_2d=target,
             cuda_graphs=cuda_graphs,
         )
-        self.options.check_effects(self.preset.name, self.preset.reads)
+        self.options.check_effects(preset.name, preset.reads)
         if source is not None and not isinstance(source, PoseSource):
             raise PoseAugError(f"source must be a PoseSource, got {type(source).__name__}.")
         needed = ("check", "num_joints", "decode", "encode", "predicted_joints")
@@ -144,7 +141,7 @@ class PoseAugHook:
         self.adapter: Adapter = adapter if adapter is not None else PoseAdapter()
         self.enabled, self._id = True, id(self)
         self._estimator, self._optimizer, self._seed = estimator, optimizer, seed
-        self._ranks, self._source = Ranks.of(estimator), source
+        self._ranks, self._source, self._preset = Ranks.of(estimator), source, preset
         if self._ranks is not None and skeleton is None:
             raise PoseAugError(
                 "PoseAugHook: with several processes every one needs the hook's networks from the "
@@ -153,9 +150,7 @@ class PoseAugHook:
         if policy is not None:
             policy.float()
         self._trainer = None if self.skeleton is None else self._make_trainer(self.skeleton)
-        self._pending: _Pending | None = None
-        # With several processes also where nothing is pending: the others may have something.
-        self._owes_update = False
+        self._pending: UpdateContext | None = None  # waits for the optimizer's step
         self._stepping: Optimizer | None = None  # in whose step an update was made already
         self._observer = PredictionObserver()
         self._reminders, self._has_looked = attachment.Reminders(optimizer is not None), False
@@ -189,8 +184,7 @@ class PoseAugHook:
             camera: (B, 9) or (9,) intrinsics, tensor or array.
             return_camera: Return the cameras that belong to the batch as a third, (N, 9), for a
                 loop that uses them afterwards. Only then are augmented samples also seen with other
-                focal lengths, if ``Spread.focal_length`` asks for them; else such a loop would not
-                know.
+                focal lengths, if ``Spread.focal_length`` asks for them.
 
         Returns:
             ``inputs_2d, inputs_3d`` with the same dtypes, devices and conventions (and shapes,
@@ -200,38 +194,38 @@ class PoseAugHook:
 
         Raises `PoseAugError` for wrong shapes, dtypes or devices; nothing has changed then.
         """
-        trainer = self._ready_trainer(inputs_2d, inputs_3d, camera) if self._is_on else None
+        given = HostBatch(inputs_2d, inputs_3d, camera)
+        trainer = self._ready_trainer(given) if self.enabled and self._is_attached else None
         if return_camera:
-            camera = one_each(camera, len(inputs_3d))
-        batch = HostBatch(inputs_2d, inputs_3d, camera)
-        if trainer is not None:
-            batch = self._augmented(trainer, batch, return_camera)
+            given = given._replace(camera=one_each(camera, len(inputs_3d)))
+        batch = given if trainer is None else self._augmented(trainer, given, return_camera)
         return batch if return_camera else HostPoses(*batch[:2])
 
     def _augmented(self, trainer: Trainer, given: HostBatch, return_camera: bool) -> HostBatch:
         augmenter, skeleton, size = trainer.augmenter, trainer.skeleton, len(given.inputs_3d)
         if augmenter.count_of(size) < 2 or trainer.is_broken:
             self._forget()
-            self._owes_update = self._ranks is not None
+            if self._ranks is not None:  # the others may have something
+                defaults = TorchDefaults.found()
+                self._pending = UpdateContext(trainer.num_updates, None, None, defaults)
             if not trainer.is_broken:
                 self._reminders.too_small(size, augmenter.share)
             return given
-        with torch.no_grad(), library_defaults(given.inputs_3d.device):
+        with torch.no_grad(), library_defaults(given.inputs_3d.device) as defaults:
             keeps_cameras = not return_camera or given.camera is None
             batch = trainer.augment(self.adapter.decode(*given, skeleton), keeps_cameras)
             sources = batch.sources
             replaced = HostPoses(*(x.detach().index_select(0, sources) for x in given[:2]))
             made = self.adapter.encode(batch.joints, batch.keypoints, replaced, skeleton)
-            made_2d, made_3d = made
             for poses in made:
                 if poses.dtype == torch.float16:  # which may have no room for them
                     fits = poses.isfinite().flatten(1).all(1)
                     batch = batch._replace(accepted=batch.accepted & fits)
             how = sources, batch.accepted, augmenter.appends
-            inputs_2d = mix(given.inputs_2d, made_2d, *how)
-            inputs_3d = mix(given.inputs_3d, made_3d, *how)
+            inputs_2d = mix(given.inputs_2d, made[0], *how)
+            inputs_3d = mix(given.inputs_3d, made[1], *how)
         self._reminders.augmented()
-        self._pending, self._owes_update = _Pending(batch, replaced), True
+        self._pending = UpdateContext(trainer.num_updates, batch, replaced, defaults)
         self._observer.expect(inputs_2d if trainer.learns_next else None)
         camera = mix_cameras(given.camera, batch.intrinsics, *how) if return_camera else None
         return HostBatch(inputs_2d, inputs_3d, camera)
@@ -276,10 +270,6 @@ class PoseAugHook:
         self._forget()
 
     @property
-    def _is_on(self) -> bool:
-        return self.enabled and self._is_attached
-
-    @property
     def policy(self) -> Policy:
         """The policy; `PoseAugError` before the first batch, if no skeleton was given."""
         return self._existing_trainer().policy
@@ -294,8 +284,7 @@ class PoseAugHook:
 
     def diagnostics(self) -> Diagnostics:
         """Running figures as plain numbers (this syncs the device), with warnings where due."""
-        trainer = self._existing_trainer()
-        return trainer.diagnostics()
+        return self._existing_trainer().diagnostics()
 
     def check_batch(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any = None) -> BatchReport:
         """Say in words what looks wrong with a batch: unit, root, camera, joint order, 2D range.
@@ -346,7 +335,7 @@ class PoseAugHook:
         around = Surroundings(self._estimator, self.adapter, skeleton, torch.Generator(device))
         with library_defaults(device):
             windows = None if source is None else source.open(self.adapter, skeleton, device)
-            return Trainer(self.preset, self.options, around, self._seed, windows, self._ranks)
+            return Trainer(self._preset, self.options, around, self._seed, windows, self._ranks)
 
     def _existing_trainer(self) -> Trainer:
         if self._trainer is None:
@@ -355,8 +344,8 @@ class PoseAugHook:
             )
         return self._trainer
 
-    def _refuse_misfits(self, call: str, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> int:
-        """Number of joints, after `Adapter.check` and a look at the frames."""
+    def _refuse_misfits(self, call: str, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> None:
+        """Raise for what `Adapter.check` says, and for frames that are missing."""
         count, known = 0, ""
         if self.skeleton is not None:
             count, known = self.skeleton.num_joints, f" for skeleton {self.skeleton.name!r}"
@@ -364,19 +353,18 @@ class PoseAugHook:
             count = self.adapter.num_joints(inputs_3d)
         problem = self.adapter.check(inputs_2d, inputs_3d, camera, count)
         if not problem and self._source is None and inputs_2d.dim() == inputs_3d.dim() == 4:
-            shapes = tuple(inputs_2d.shape), tuple(inputs_3d.shape)
-            if shapes[0][1] != shapes[1][1]:
+            seen, given = tuple(inputs_2d.shape), tuple(inputs_3d.shape)
+            if seen[1] != given[1]:
                 problem = (
-                    f"inputs_2d {shapes[0]} and inputs_3d {shapes[1]} must have the same frames, "
-                    "since a window is moved as a whole. Where the loop has 3D of the lifted frame "
-                    "only, give the hook the training sequences: "
+                    f"inputs_2d {seen} and inputs_3d {given} must have the same frames, since a "
+                    "window is moved as a whole. Where the loop has 3D of the lifted frame only, "
+                    "give the hook the training sequences: "
                     "PoseAugHook(model, source=PoseSource(poses_train, cameras_train))"
                 )
         if problem:
             raise PoseAugError(f"PoseAugHook.{call}: {problem}{known}.")
-        return count
 
-    def _ready_trainer(self, inputs_2d: Tensor, inputs_3d: Tensor, camera: Any) -> Trainer:
+    def _ready_trainer(self, given: HostBatch) -> Trainer:
         place = "under torch.inference_mode()" if torch.is_inference_mode_enabled() else ""
         if get_worker_info() is not None:
             place = "in a worker of a DataLoader"
@@ -394,42 +382,40 @@ class PoseAugHook:
             attachment.check_estimator(self._estimator)  # what it was wrapped in since
         if not self._estimator.training and not torch.is_grad_enabled():
             self._reminders.evaluating()
-        count = self._refuse_misfits("augment", inputs_2d, inputs_3d, camera)
-        known = self._trainer
-        home = attachment.device_of(self._estimator) if known is None else known.generator.device
-        if inputs_3d.device != home:
+        self._refuse_misfits("augment", *given)
+        trainer, device = self._trainer, given.inputs_3d.device
+        home = trainer.generator.device if trainer else attachment.device_of(self._estimator)
+        if device != home:
             raise PoseAugError(
                 f"PoseAugHook.augment: the batch must be on {home}, where the estimator was when "
-                f"the hook's networks were made, got {inputs_3d.device}."
+                f"the hook's networks were made, got {device}."
             )
-        skeleton = self.skeleton or infer_skeleton(self.adapter, inputs_2d, inputs_3d, camera)
-        report = None
-        if not self._has_looked and len(inputs_3d):
-            report = self.check_batch(inputs_2d, inputs_3d, camera)
-        if report is not None and report.focal_length <= 0:
-            raise PoseAugError(f"PoseAugHook.augment: {report.problems[0]}.")
-        if known is None:
+        skeleton, report = self.skeleton or infer_skeleton(self.adapter, *given), None
+        if not self._has_looked and len(given.inputs_3d):
+            report = self.check_batch(*given)
+            if report.focal_length <= 0:
+                raise PoseAugError(f"PoseAugHook.augment: {report.problems[0]}.")
+        if trainer is None:
             warn(
-                f"PoseAugHook: took skeleton={skeleton.name!r} for poses with {count} joints; pass "
-                "it to be sure and to silence this."
+                f"PoseAugHook: took skeleton={skeleton.name!r} for poses with "
+                f"{skeleton.num_joints} joints; pass it to be sure and to silence this."
             )
-            known = self._trainer = self._make_trainer(skeleton)
+            trainer = self._trainer = self._make_trainer(skeleton)
             self.skeleton = skeleton
         if report is not None:
-            self._tell(HostBatch(inputs_2d, inputs_3d, camera), known, report.problems)
-        return known
+            self._tell(given, trainer, report.problems)
+        return trainer
 
     def _tell(self, given: HostBatch, trainer: Trainer, problems: tuple[str, ...]) -> None:
         """Warn, once, of what looks wrong with the first batch and with the source."""
         self._has_looked = True
         found, windows = {"the first batch": problems}, trainer.windows
-        device = given.inputs_3d.device
         if windows is not None:
+            device, skeleton = given.inputs_3d.device, trainer.skeleton
             with library_defaults(device):
                 sample = CanonicalPoses(*windows.sample(512, 1, torch.Generator(device))[:3])
-                report = check_batch(sample, trainer.skeleton, True, middle_frame)
-                poses = self.adapter.decode(*given, trainer.skeleton)
-            found["source"] = report.problems
+                found["source"] = check_batch(sample, skeleton, True, middle_frame).problems
+                poses = self.adapter.decode(*given, skeleton)
             if given.camera is not None and windows.has_other_cameras(poses):
                 found["source"] += ("its cameras are not the batch's: are they in order?",)
         for what, words in found.items():
@@ -440,17 +426,17 @@ class PoseAugHook:
                 )
 
     def _forget(self) -> None:
-        self._pending, self._owes_update = None, False
+        self._pending = None
         self._observer.expect(None)
 
     def _on_forward(self, *call: Any) -> None:
-        if self._is_on:
+        if self.enabled:
             self._observer.on_forward(*call)
 
     def _on_optimizer_step(self, optimizer: Optimizer, is_over: bool) -> None:
         """Train, if this is the estimator's optimizer; called before and after every step."""
         has_learned, self._stepping = is_over and self._stepping is optimizer, None
-        if not self._owes_update:
+        if self._pending is None:
             return
         if has_learned:
             return self._forget()  # what the step's closure has augmented since
@@ -463,34 +449,20 @@ class PoseAugHook:
             self._stepping = None if is_over else optimizer
 
     def _train(self, skip: Tensor | None) -> None:
-        pending, is_due = self._pending, self._owes_update
-        prediction, predicted = self._observer.prediction, None
+        pending, prediction, predicted = self._pending, self._observer.prediction, None
         self._forget()
-        if not self._is_on or not is_due:
+        if not self.enabled or pending is None:
             return
         self._reminders.without_update = 0
         trainer = self._existing_trainer()
-        batch, host = pending or (None, None)
         try:
-            with torch.enable_grad(), library_defaults(trainer.generator.device) as defaults:
+            with torch.enable_grad(), library_defaults(trainer.generator.device):
                 if prediction is not None:
                     with suppress(RuntimeError, ValueError, IndexError):  # it cannot be read
                         predicted = self.adapter.predicted_joints(prediction, trainer.skeleton)
-                context = UpdateContext(trainer.num_updates, batch, host, defaults)
-                trainer.update(batch, predicted, skip, context)
+                trainer.update(pending, predicted, skip)
         except Exception as failure:
             raise RuntimeError(
                 f"PoseAugHook.step failed ({type(failure).__name__}: {failure}). The estimator has "
                 "not been changed by it. hook.enabled = False trains on without augmentation."
             ) from failure
-
-
-def _find_preset(preset: str | Preset) -> Preset:
-    if isinstance(preset, str) and preset in _PRESETS:
-        return _PRESETS[preset]()
-    if isinstance(preset, (str, type)) or not hasattr(preset, "build"):
-        raise PoseAugError(
-            f"preset must be one of {', '.join(_PRESETS)}, or one of reference.recipes with "
-            f"arguments, got {preset!r}."
-        )
-    return preset

@@ -27,7 +27,7 @@ from .feedback.controller import FeedbackController
 from .feedback.observer import first_tensor
 from .feedback.target import ClosedLoop, TargetKeypoints
 from .host.adapter import Adapter, HostPoses
-from .runtime.isolation import TorchDefaults, isolated_call
+from .runtime.isolation import Mode, TorchDefaults, isolated_call
 from .runtime.optimizer import GuardedAdam
 
 
@@ -79,8 +79,7 @@ class Options:
         idle = dict.fromkeys(set(self.given) - reads, f"preset={preset!r}")
         if self.mix == "append":
             idle["share"] = "mix='append', which augments a copy of the whole batch"
-        policy = self.policy
-        if policy is not None:
+        if (policy := self.policy) is not None:
             idle["spread"] = idle["operations"] = "a policy that draws by itself"
             if not learns(policy):
                 taught = ("critic_weight", "entropy_weight", "feedback")
@@ -107,16 +106,8 @@ class Surroundings(NamedTuple):
         """Image height / width."""
         return getattr(self.adapter, "aspect_ratio", 1.0)
 
-    def ask(
-        self,
-        poses: HostPoses,
-        defaults: TorchDefaults,
-        mode: Literal["frozen", "as_found"] = "frozen",
-    ) -> Tensor:
-        """The estimator's poses (B, T, J, 3), metres, for inputs of the host; see `isolated_call`.
-
-        Raises `PoseAugError` where it gives no tensor.
-        """
+    def ask(self, poses: HostPoses, defaults: TorchDefaults, mode: Mode = "frozen") -> Tensor:
+        """The estimator's poses (B, T, J, 3), metres, for the host's inputs, by `isolated_call`."""
         change = getattr(self.adapter, "estimator_inputs", lambda same: same)
         with defaults.used():
             output = isolated_call(self.estimator, change(poses.inputs_2d), self.generator, mode)

@@ -16,7 +16,7 @@ from .augment.transforms import AugmentedBatch, GeneratedPoses, middle_frame
 from .body.poses import CanonicalPoses
 from .errors import warn
 from .feedback.controller import observed_errors
-from .feedback.target import ClosedLoop
+from .feedback.target import Answers, ClosedLoop
 from .host.adapter import HostPoses
 from .host.sequences import PoseWindows
 from .options import Options, Preset, Surroundings, UpdateContext
@@ -31,12 +31,10 @@ _PATIENCE = 8  # updates that left a network out, after which weights are looked
 _FEEDBACK = "feedback"  # among gradients: the figures that the controller needs
 
 
-class Loss(NamedTuple):
-    """A loss to be differentiated, and what it tells about itself."""
-
-    total: Tensor
-    losses: dict[str, Tensor]  # 0-d, detached, by the names of `PoseAugHook.losses`
-    readings: dict[str, Tensor]  # 0-d, detached, by the names of the monitor
+Tensors = dict[str, Tensor]  # by name
+Gradients = dict[str, WeightedGradients]  # by network
+# A loss to be differentiated; and detached, losses of the hook's and readings of the monitor's.
+Loss = tuple[Tensor, Tensors, Tensors]
 
 
 class Phase(NamedTuple):
@@ -54,7 +52,7 @@ def _policy_loss(terms: tuple[Term, ...], generated: GeneratedPoses) -> Loss:
     values = [term(generated) for term in terms]
     total = sum(values, generated.keypoints.new_zeros(()))
     losses = {f"policy/{t.name}": v.detach() for t, v in zip(terms, values, strict=True)}
-    return Loss(total, {"policy": total.detach(), **losses}, {})
+    return total, {"policy": total.detach(), **losses}, {}
 
 
 def _critic_loss(
@@ -68,7 +66,7 @@ def _critic_loss(
         fake = torch.where(finite.reshape(-1, *[1] * (fake.dim() - 1)), fake, 0.0)
         fake = pool.exchange(fake, generator)
     loss, accuracy = critic_loss(critic, real, fake, generated.weights)
-    return Loss(loss, {critic.name: loss.detach()}, {critic.name: accuracy})
+    return loss, {critic.name: loss.detach()}, {critic.name: accuracy}
 
 
 class Trainer:
@@ -119,10 +117,9 @@ class Trainer:
             loss = partial(_policy_loss, training.terms)
             self.phases.append(Phase("policy", self.policy, loss, optimizer, self.interval))
         for critic in training.critics:
-            pool = FakePosePool(training.pool_capacity, critic.shape).to(device)
-            self.pools[critic.name] = pool
+            self.pools[critic.name] = pool = FakePosePool(training.pool_capacity, critic.shape)
             optimizer = training.make_optimizer(critic.to(device))
-            loss = partial(_critic_loss, critic, pool, self.generator)
+            loss = partial(_critic_loss, critic, pool.to(device), self.generator)
             interval = self.interval * critic.interval
             self.phases.append(Phase(critic.name, critic, loss, optimizer, interval))
         draws = isinstance(self.policy, RandomPolicy)
@@ -130,8 +127,14 @@ class Trainer:
         self._statistics = [b for b in saved_buffers(self.policy) if b.is_floating_point()]
         names = [*(p.name for p in self.phases), *(f"policy/{t.name}" for t in training.terms)]
         self.losses = dict.fromkeys(names, torch.full((), torch.nan, device=device))
+        modules: dict[str, Any] = {"policy": self.policy, "monitor": self.monitor}
+        for phase in self.phases:
+            modules |= {phase.name: phase.network, f"{phase.name}_optimizer": phase.optimizer}
+        modules |= {f"{name}_pool": pool for name, pool in self.pools.items()}
+        modules |= {"controller": self.controller, "closed_loop": self.closed_loop}
+        self._modules = nn.ModuleDict(modules)
         # What an update changes, the counts in front, and what it was before.
-        state = self._modules().state_dict().values()
+        state = self._modules.state_dict().values()
         everything = [x for x in state if isinstance(x, Tensor) and x.numel()]
         self._changing = [self.monitor.counts, *everything]
         self._before = [x.clone() for x in self._changing]
@@ -153,20 +156,53 @@ class Trainer:
 
     def update(
         self,
-        batch: AugmentedBatch | None,  # of `augment`; None where only other ranks may have one
+        context: UpdateContext,
         predicted: Tensor | None = None,  # (N, T, J, 3) metres: the user's own forward pass on it
         skip: Tensor | None = None,  # not zero where the user's step is undone: no weights change
-        context: UpdateContext | None = None,  # for published recipes
     ) -> None:
         """One update of every network that is due, policy first; all of it, or nothing."""
-        learns, failure = self.learns_next, None  # on this rank alone; it learns from the others
-        with self._all_or_nothing() as fills:
-            if batch is not None:
-                self.monitor.count(~batch.batch.usable)
-            if self._asks and self.closed_loop is not None:
-                failure = self._ask_about_target(self.closed_loop, batch, context)
+        batch, learns, loop = context.batch, self.learns_next, self.closed_loop
+        if loop is not None and not loop.is_due(self.num_updates):
+            loop = None
+        due = tuple(p.name for p in self.phases if self.num_updates % p.interval == 0)
+        # A published recipe asks somebody else's network, and changes: it cannot be replayed. Nor
+        # can a pool that fills up: how full it is is Python's.
+        are_settled = all(len(pool) in (0, pool.capacity) for pool in self.pools.values())
+        repeats = self._before_update is None and are_settled
+        call: Callable[..., Any] = self.recorder.call if repeats else lambda f, *args: f(*args)
+        gradients: Gradients = {}
+        answers, readings, failure = None, None, None
+        with self._all_or_nothing(changes_counts_alone=not learns and loop is None):
+            try:
+                if batch is not None:
+                    self.monitor.counts[0].add_((~batch.batch.usable).sum())
+                if loop is not None:
+                    answers = self._ask(loop, context)
+                if learns and self._before_update is not None:
+                    self._before_update(context)
+                if learns and batch is not None:
+                    gradients, losses, readings = call(self._learn, batch, predicted, due)
+                    self.losses = self.losses | losses
+            except Exception as problem:
+                if self.ranks is None:
+                    raise
+                failure = problem  # the others wait for this rank, which learns from them
+            if loop is not None:
+                figures, weight = loop.figures(answers)
+                if self.ranks is not None:
+                    (shared,) = self.ranks.average([WeightedGradients([figures], weight)], [])
+                    (figures,), weight = shared
+                loop.take(figures, weight, answers)
             if learns:
-                failure = self._train(batch, predicted, skip, context, fills) or failure
+                if self.ranks is not None and (everyones := self._nothing_learned(due)):
+                    # The same networks on every rank, whoever has something for them.
+                    everyones |= gradients
+                    averaged = self.ranks.average(list(everyones.values()), self._statistics)
+                    gradients = dict(zip(everyones, averaged, strict=True))
+                # With what is due and for how many, though it does not read it: so it is recorded
+                # no sooner than what its gradients come from, and can take them where they are.
+                size = 0 if batch is None else batch.joints.shape[0]
+                call(self._apply, gradients, skip, readings, due, size)
             self.num_updates += 1
         if learns:
             self._lately.copy_(self.monitor.counts, non_blocking=True)
@@ -175,68 +211,24 @@ class Trainer:
         if failure is not None:
             raise failure
 
-    def _train(
-        self,
-        batch: AugmentedBatch | None,
-        predicted: Tensor | None,
-        skip: Tensor | None,
-        context: UpdateContext | None,
-        fills: list[int],
-    ) -> Exception | None:
-        """Gradients, their average, steps; gives what failed on this rank, one of several."""
-        failure: Exception | None = None
-        due = tuple(p.name for p in self.phases if self.num_updates % p.interval == 0)
-        # A published recipe asks somebody else's network, and changes: it cannot be replayed. Nor
-        # can a pool that fills up: how full it is is Python's.
-        sizes = zip(fills, self.pools.values(), strict=True)
-        are_settled = all(fill in (0, pool.capacity) for fill, pool in sizes)
-        repeats = self._before_update is None and are_settled
-        call: Callable[..., Any] = self.recorder.call if repeats else lambda f, *args: f(*args)
-        gradients: dict[str, WeightedGradients] = {}
-        readings: dict[str, Tensor] | None = None
-        try:
-            if self._before_update is not None and context is not None:
-                self._before_update(context)
-            if batch is not None:
-                gradients, losses, readings = call(self._learn, batch, predicted, due)
-                self.losses = self.losses | losses
-        except Exception as problem:
-            if self.ranks is None:
-                raise
-            failure = problem  # the others wait for this rank
-        if self.ranks is not None and (everyones := self._nothing_learned(due)):
-            # The same networks on every rank, whoever has something for them.
-            everyones |= gradients
-            averaged = self.ranks.average(list(everyones.values()), self._statistics)
-            gradients = dict(zip(everyones, averaged, strict=True))
-        # With what is due and for how many, though it does not read it: so it is recorded no sooner
-        # than what its gradients come from, and can take them where they are.
-        size = 0 if batch is None else batch.joints.shape[0]
-        call(self._apply, gradients, skip, readings, (*due, size))
-        return failure
-
     @contextmanager
-    def _all_or_nothing(self) -> Iterator[list[int]]:
-        """Put back what an update changes where anything stops it; gives how full the pools are."""
-        count, losses = self.num_updates, self.losses
-        asks = self._asks
-        # Else nothing is drawn.
-        stream = self.generator.get_state() if self.pools or asks else None
+    def _all_or_nothing(self, changes_counts_alone: bool) -> Iterator[None]:
+        """Put back what an update changes where anything stops it."""
+        count, losses, stream = self.num_updates, self.losses, self.generator.get_state()
         fills = [len(pool) for pool in self.pools.values()]
-        changing = len(self._changing) if self.learns_next or asks else 1
-        if changing > 1:
-            self.recorder.call(self._keep)
-        else:
+        changing = 1 if changes_counts_alone else len(self._changing)
+        if changes_counts_alone:
             self._before[0].copy_(self.monitor.counts)
+        else:
+            self.recorder.call(self._keep)
         try:
-            yield fills
+            yield
         except BaseException:  # an interrupt too
             with torch.no_grad():
                 torch._foreach_copy_(self._changing[:changing], self._before[:changing])
             for pool, fill in zip(self.pools.values(), fills, strict=True):
                 pool.set_extra_state(fill)
-            if stream is not None:
-                self.generator.set_state(stream)
+            self.generator.set_state(stream)
             self.num_updates, self.losses = count, losses
             raise
 
@@ -257,55 +249,37 @@ class Trainer:
                 "hook, or build another."
             )
 
-    @property
-    def _asks(self) -> bool:
-        """Whether the next update asks the estimator about the target."""
-        return self.closed_loop is not None and self.closed_loop.is_due(self.num_updates)
+    def _ask(self, loop: ClosedLoop, context: UpdateContext) -> Answers | None:
+        """The estimator's answers about the target; every rank asks about other frames."""
+        _, batch, host, defaults = context
+        if batch is None or host is None:
+            return None
+        one = batch.batch.joints, *host  # any sample: of the format
 
-    def _ask_about_target(
-        self, loop: ClosedLoop, batch: AugmentedBatch | None, context: UpdateContext | None
-    ) -> Exception | None:
-        """Every rank asks about other frames of it; gives what failed on this rank."""
-        answers, failure = None, None
-        try:
-            if batch is not None and context is not None and context.host is not None:
-                one = batch.batch.joints, *context.host  # any sample: of the format
+        def ask(keypoints: Tensor) -> Tensor:
+            joints, *host = (x[:1].expand(len(keypoints), *x.shape[1:]) for x in one)
+            around, like = self._surroundings, HostPoses(*host)
+            poses = around.adapter.encode(joints, keypoints, like, self.skeleton)
+            return around.ask(poses, defaults)
 
-                def ask(keypoints: Tensor) -> Tensor:
-                    joints, *host = (x[:1].expand(len(keypoints), *x.shape[1:]) for x in one)
-                    around, like = self._surroundings, HostPoses(*host)
-                    poses = around.adapter.encode(joints, keypoints, like, self.skeleton)
-                    return around.ask(poses, context.defaults)
-
-                answers = loop.look(ask, batch.batch, batch.target, self.generator)
-        except Exception as problem:
-            if self.ranks is None:
-                raise
-            failure = problem  # the others wait for this rank
-        figures, weight = loop.figures(answers)
-        if self.ranks is not None:
-            ((means, weight),) = self.ranks.average([WeightedGradients([figures], weight)], [])
-            figures = means[0]
-        loop.take(figures, weight, answers)
-        return failure
+        return loop.look(ask, batch.batch, batch.target, self.generator)
 
     def _learn(
         self, batch: AugmentedBatch, predicted: Tensor | None, due: tuple[str, ...]
-    ) -> tuple[dict[str, WeightedGradients], dict[str, Tensor], dict[str, Tensor]]:
-        """Gradients of every network that is due, in order; losses and readings by name."""
-        gradients: dict[str, WeightedGradients] = {}
-        losses: dict[str, Tensor] = {}
-        readings: dict[str, Tensor] = {}
+    ) -> tuple[Gradients, Tensors, Tensors]:
+        """Gradients of every network that is due, in order; losses and readings."""
+        gradients: Gradients = {}
+        losses: Tensors = {}
+        readings: Tensors = {}
         assert batch.inputs is not None
         generated = self.augmenter.generate(batch.inputs)
         weight = generated.weights.sum()
         for phase in self.phases:
             if phase.name in due:
-                loss = phase.loss(generated)
-                learned = phase.optimizer.gradients(loss.total)
+                loss, parts, read = phase.loss(generated)
+                learned = phase.optimizer.gradients(loss)
                 gradients[phase.name] = WeightedGradients(learned, weight)
-                losses |= loss.losses
-                readings |= loss.readings
+                losses, readings = losses | parts, readings | read
         with torch.no_grad():
             readings |= self.augmenter.readings(batch, generated)
             errors = observed_errors(predicted, batch, self.skeleton)
@@ -320,11 +294,7 @@ class Trainer:
         return gradients, losses, readings
 
     def _apply(
-        self,
-        gradients: dict[str, WeightedGradients],
-        skip: Tensor | None,
-        readings: dict[str, Tensor] | None,
-        _: tuple[str | int, ...],
+        self, gradients: Gradients, skip: Tensor | None, readings: Tensors | None, *_: Any
     ) -> None:
         """Every network's step, and the monitor's where this rank has readings."""
         skipped = torch.zeros((), dtype=torch.bool, device=self.generator.device)
@@ -338,16 +308,14 @@ class Trainer:
         if readings is not None:
             self.monitor.record(skipped=skipped, **readings)
 
-    def _nothing_learned(self, due: tuple[str, ...]) -> dict[str, WeightedGradients]:
+    def _nothing_learned(self, due: tuple[str, ...]) -> Gradients:
         """What a rank with nothing to say contributes: all that every rank averages, in order."""
         nothing = torch.zeros((), device=self.generator.device)
-        shapes = {p.name: p.optimizer.network_parameters for p in self.phases if p.name in due}
+        averaged = {p.name: p.optimizer.network_parameters for p in self.phases if p.name in due}
         if self.controller is not None:
-            shapes[_FEEDBACK] = [nothing.expand(3)]
-        return {
-            name: WeightedGradients([torch.zeros_like(x) for x in like], nothing)
-            for name, like in shapes.items()
-        }
+            averaged[_FEEDBACK] = [nothing.expand(3)]
+        zeros = {name: [torch.zeros_like(x) for x in own] for name, own in averaged.items()}
+        return {name: WeightedGradients(own, nothing) for name, own in zeros.items()}
 
     def diagnostics(self) -> Diagnostics:
         """The monitor's figures, and what was learned."""
@@ -358,32 +326,18 @@ class Trainer:
         learned = "; ".join(found) or f"nothing {nothing}"
         return self.monitor.read(self.num_updates, learned)
 
-    def _modules(self) -> nn.ModuleDict:
-        """Every module with something to save."""
-        modules: dict[str, nn.Module] = {"policy": self.policy, "monitor": self.monitor}
-        for phase in self.phases:
-            modules[phase.name] = phase.network
-            modules[f"{phase.name}_optimizer"] = phase.optimizer
-        modules |= {f"{name}_pool": pool for name, pool in self.pools.items()}
-        if self.controller is not None:
-            modules["controller"] = self.controller
-        if self.closed_loop is not None:
-            modules["closed_loop"] = self.closed_loop
-        return nn.ModuleDict(modules)
-
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes: tensors and plain values."""
         return {
             "num_updates": self.num_updates,
-            "modules": self._modules().state_dict(),
+            "modules": self._modules.state_dict(),
             "generator": self.generator.get_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` saved; `PoseAugError`, and nothing changed, if it misfits."""
-        modules = self._modules()
-        check_modules(state["modules"], modules)
-        modules.load_state_dict(state["modules"])
+        check_modules(state["modules"], self._modules)
+        self._modules.load_state_dict(state["modules"])
         self._patience, self.is_broken = int(self.monitor.counts[1]) + _PATIENCE, False
         self.num_updates = state["num_updates"]
         generator = state["generator"].cpu()

@@ -1,12 +1,13 @@
 """The content of a checkpoint, and the checks before anything of it is loaded."""
 
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..body.skeleton import Skeleton
-from ..errors import PoseAugError
+from ..errors import PoseAugError, check_number
 
 _VERSION = 1
 # Ends of names: what cannot be negative, and what has an upper bound too.
@@ -41,9 +42,7 @@ def from_state(state: object, known: Skeleton | None) -> tuple[Skeleton, dict[st
     parts = {"num_updates", "modules", "generator"}
     if not isinstance(training, dict) or set(training) != parts:
         raise PoseAugError(f"training state must have the keys {sorted(parts)}.")
-    count = training["num_updates"]
-    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 2**53:
-        raise PoseAugError(f"num_updates must be a count, got {count!r}.")
+    check_number("num_updates", training["num_updates"], 0, 2**53 - 1, whole=True)
     if not _is_random_state(training["generator"]):
         raise PoseAugError("generator must be the state of a torch.Generator.")
     return skeleton, training
@@ -100,10 +99,8 @@ def _is_random_state(value: object) -> bool:
     if not isinstance(value, Tensor) or value.dtype != torch.uint8 or not _is_dense(value):
         return False
     scratch = torch.Generator()
-    if value.shape != scratch.get_state().shape:
-        return True  # of another kind of device
-    try:
-        scratch.set_state(value.cpu())
-    except RuntimeError:
-        return False
-    return True
+    with suppress(RuntimeError):
+        if value.shape == scratch.get_state().shape:  # else of another kind of device
+            scratch.set_state(value.cpu())
+        return True
+    return False

@@ -30,7 +30,7 @@ class Ranks:
         self.group = dist.new_group(
             dist.get_process_group_ranks(group), _TIMEOUT, use_local_synchronization=True
         )
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.rank = dist.get_rank(group)
 
     @classmethod
     def of(cls, estimator: nn.Module) -> Ranks | None:
@@ -66,8 +66,7 @@ class Ranks:
         given = [*parts, WeightedGradients(buffers, parts[0].weight)]
         tensors: list[Tensor] = []
         for gradients, weight in given:
-            tensors += [torch.where(weight > 0, g * weight, 0.0) for g in gradients]
-            tensors.append(weight)
+            tensors += [*(torch.where(weight > 0, g * weight, 0.0) for g in gradients), weight]
         flat = torch.cat([t.reshape(-1).to(torch.float32) for t in tensors])
         try:
             dist.all_reduce(flat, group=self.group)

@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+Mode = Literal["frozen", "as_found"]  # of a call
+
 
 def unwrap_module(module: nn.Module) -> nn.Module:
     """The user's own module inside DistributedDataParallel, DataParallel or torch.compile."""
     wrappers = nn.DataParallel, nn.parallel.DistributedDataParallel
-    while True:
-        inner = module.module if isinstance(module, wrappers) else module
-        inner = getattr(inner, "_orig_mod", inner)
-        if not isinstance(inner, nn.Module) or inner is module:
-            return module
-        module = inner
+    name = "module" if isinstance(module, wrappers) else "_orig_mod"
+    inner = getattr(module, name, None)
+    return unwrap_module(inner) if isinstance(inner, nn.Module) else module
 
 
 def saved_buffers(module: nn.Module) -> list[Tensor]:
@@ -35,9 +34,7 @@ def unchanged(buffers: list[Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, saved, strict=True):
-                buffer.copy_(value)
+        torch._foreach_copy_(buffers, saved)
 
 
 class _DefaultDtype(TorchFunctionMode):
@@ -133,18 +130,14 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def isolated_call(
-    module: nn.Module,
-    inputs: Tensor,
-    generator: torch.Generator,
-    mode: Literal["frozen", "as_found"] = "frozen",
+    module: nn.Module, inputs: Tensor, generator: torch.Generator, mode: Mode = "frozen"
 ) -> Tensor:
     """``module(inputs)`` with detached parameters and cloned buffers.
 
-    Gradients flow to ``inputs`` alone. The module's parameters, gradients, buffers, modes and
-    ``requires_grad`` and the global random streams are afterwards what they were. Wrappers are
-    taken off. Runs in the inputs' precision, whatever autocast is on. Forward hooks on the module
-    do see the call. In mode ``"frozen"`` dropout is off and BatchNorm on its running statistics;
-    ``"as_found"`` leaves layers in their modes, with dropout masks from ``generator``.
+    Gradients flow to ``inputs`` alone. Everything of the module's and the global random streams are
+    afterwards as before. Wrappers are taken off, and autocast; forward hooks do see the call. In
+    mode ``"frozen"`` dropout is off and BatchNorm on its running statistics; ``"as_found"`` leaves
+    layers in their modes, with dropout masks from ``generator``.
     """
     module = unwrap_module(module)
     stand_ins = _stand_ins(module)

@@ -57,7 +57,7 @@ class Monitor(nn.Module):
 
     means: Tensor
     seen: Tensor
-    counts: Tensor
+    counts: Tensor  # unusable samples, skipped steps
 
     def __init__(self, critics: tuple[str, ...], reads_spread: bool) -> None:
         super().__init__()
@@ -68,10 +68,6 @@ class Monitor(nn.Module):
         self.register_buffer("seen", torch.zeros(len(self.names)))
         self.register_buffer("counts", torch.zeros(2, dtype=torch.int64))
         self._warned: set[str] = set()
-
-    def count(self, unusable: Tensor) -> None:
-        """Add up the unusable samples (N,) bool of a batch."""
-        self.counts[0].add_(unusable.sum())
 
     @torch.no_grad()
     def record(self, skipped: Tensor, **values: Tensor) -> None:

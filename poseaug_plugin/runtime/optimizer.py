@@ -13,10 +13,9 @@ _ADAMS_OWN |= {"amsgrad": False, "maximize": False}
 class GuardedAdam(nn.Module):
     """Adam with gradient clipping that leaves out steps whose gradient is not finite.
 
-    The decision is taken on the device (``found_inf`` of torch's fused Adam), as `GradScaler` does
-    it. Gradients are taken with `torch.autograd.grad`, so no one else's ``.grad`` is written. The
-    state is a module's: preallocated buffers, into which a checkpoint is copied. No
-    `torch.optim.Optimizer` is involved, so nobody's optimizer hooks see these steps.
+    The device decides (``found_inf`` of torch's fused Adam), as with `GradScaler`. The state is a
+    module's: preallocated buffers, into which a checkpoint is copied. No ``.grad`` is written, and
+    no `torch.optim.Optimizer` is involved, so nobody's optimizer hooks see these steps.
     """
 
     first_moment: Tensor  # (n,) of all parameters, one behind the other

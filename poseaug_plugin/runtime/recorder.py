@@ -2,15 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..errors import warn
-
-Result = TypeVar("Result")
 
 _WARM_UP = 3  # calls of a kind before it is recorded: what they make once is made by then
 _MOST_RECORDINGS = 16  # five for one batch size; each keeps its memory, so others go on without
@@ -35,14 +33,10 @@ class Recorder:
         can_record = hasattr(torch.cuda.CUDAGraph, "register_generator_state")
         self.records = records and can_record and generator.device.type == "cuda"
         self._stream: torch.cuda.Stream | None = None
-        self.forget()
-
-    def forget(self) -> None:
-        """Drop all recordings, because memory that they work on is no longer the one in use."""
         self._calls: Counter[Hashable] = Counter()
         self._recordings: dict[Hashable, _Recording] = {}
 
-    def call(self, method: Callable[..., Result], *arguments: Any) -> Result:
+    def call(self, method: Callable[..., Any], *arguments: Any) -> Any:
         """``method(*arguments)``, recorded and replayed: work that stays on the device.
 
         It may change tensors in place and draw from the generator. Whatever else it depends on must
@@ -67,10 +61,9 @@ class Recorder:
             try:
                 recording = self._record(method, tree_unflatten(fed, structure), inputs)
             except Exception as failure:
-                self.records = False
-                self.forget()
+                self.records, self._recordings = False, {}
                 warn(
-                    f"PoseAugHook: the hook's work could not be recorded in a CUDA graph "
+                    "PoseAugHook: the hook's work could not be recorded in a CUDA graph "
                     f"({type(failure).__name__}: {failure}), so it goes on several times slower. "
                     "cuda_graphs=False does without from the start."
                 )

@@ -85,16 +85,16 @@ def test_an_interrupted_step_is_undone_or_done(case: str) -> None:
     updates, options, every = CASES[case]
     hook, estimator, optimizer = prepared(updates, options)
     start, host = frozen_state(hook), leavings(estimator, optimizer)
-    pending = hook._pending, hook._owes_update, hook._observer.prediction
+    pending, prediction = hook._pending, hook._observer.prediction
     hook.step()
     end = frozen_state(hook)
     assert differences(start, end) != []
     found = set()
     for line in itertools.count(0, every):
         hook.load_state_dict(start)
-        hook._pending, hook._owes_update = pending[:2]
-        if pending[2] is not None:
-            hook.observe(pending[2])
+        hook._pending = pending
+        if prediction is not None:
+            hook.observe(prediction)
         stopped = interrupted(hook.step, line)
         now = frozen_state(hook)
         is_undone, is_done = differences(start, now) == [], differences(end, now) == []

@@ -153,7 +153,7 @@ class Iteration(NamedTuple):
 
     def term(self, name: str) -> Tensor:
         """One of the policy's weighted terms."""
-        return self.loss.losses[f"policy/{name}"]
+        return self.loss[1][f"policy/{name}"]
 
     def errors(self, which: str) -> Tensor:
         """The estimator's grouped errors on original, bent and moved poses."""
@@ -308,7 +308,7 @@ def test_feedback_waits_for_the_warmup(epoch: int) -> None:
 @each_epoch
 def test_total_loss_of_the_policy(epoch: int) -> None:
     own = recorded(epoch)
-    agree(own.loss.total, own.scalar("gen_loss"), TORCHGEOMETRY)
+    agree(own.loss[0], own.scalar("gen_loss"), TORCHGEOMETRY)
 
 
 # -- the policy's step -----------------------------------------------------------------------------
@@ -324,9 +324,7 @@ def last_layers(policy: RegressorPolicy) -> Iterator[tuple[str, nn.Parameter]]:
 @each_epoch
 def test_gradient_norm_before_clipping(epoch: int) -> None:
     own = recorded(epoch)
-    gradients = torch.autograd.grad(
-        own.loss.total, list(own.policy.parameters()), retain_graph=True
-    )
+    gradients = torch.autograd.grad(own.loss[0], list(own.policy.parameters()), retain_graph=True)
     norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
     agree(norm, own.expected["grad_norm_before_clip_G_d3d_d2d"][0], TORCHGEOMETRY)
 
@@ -336,7 +334,7 @@ def stepped(epoch: int) -> tuple[Iteration, dict[str, Tensor]]:
     own = iteration(epoch)
     adam = own.phase("policy").optimizer
     with in_float64.used():
-        own.trainer.update(own.batch, context=own.context)
+        own.trainer.update(own.context)
     assert (adam.steps == 1).all()
     moments = adam.first_moment.split([p.numel() for p in adam.network_parameters])
     taken = {
@@ -394,7 +392,7 @@ each_critic = pytest.mark.parametrize(("name", "tolerance"), [("3d", EXACT), ("2
 def test_critic_loss(epoch: int, name: str, tolerance: float) -> None:
     own = recorded(epoch)
     expected = own.scalar(f"PoseAug_d{name}_dis_loss")
-    agree(own.critic_loss(name).total, expected, tolerance)
+    agree(own.critic_loss(name)[0], expected, tolerance)
     real, fake = critic_scores(own, name)
     agree(lsgan_critic_loss(real, fake, torch.ones(len(real)).to(real)), expected, tolerance)
 
@@ -408,7 +406,7 @@ def test_critic_accuracy(epoch: int, name: str, tolerance: float) -> None:
         accuracy = critic_accuracy(scores, kind == "real").item()
         assert accuracy == pytest.approx(expected, rel=max(tolerance, 1e-6))
     both = [own.scalar(f"PoseAug_d{name}_{kind}_acc") for kind in ("real", "fake")]
-    reading = own.critic_loss(name).readings[f"critic_{name}"].item()
+    reading = own.critic_loss(name)[2][f"critic_{name}"].item()
     assert reading == pytest.approx(sum(both).item() / 2, rel=max(tolerance, 1e-6))
 
 
@@ -416,7 +414,7 @@ def test_critic_accuracy(epoch: int, name: str, tolerance: float) -> None:
 @each_critic
 def test_critic_gradient_norm(epoch: int, name: str, tolerance: float) -> None:
     own = recorded(epoch)
-    loss = own.critic_loss(name).total
+    loss = own.critic_loss(name)[0]
     gradients = torch.autograd.grad(loss, list(own.critic(name).parameters()))
     norm = torch.stack([g.square().sum() for g in gradients]).sum().sqrt()
     position = ["G", "3d", "2d"].index(name)

@@ -131,7 +131,7 @@ def trained(rank: int, options: dict[str, Any], kind: str) -> Any:
         if kind == "broken" and i == 2 and rank == 1:
             inputs_3d = inputs_3d * torch.nan
         inputs_2d, inputs_3d = hook.augment(inputs_2d, inputs_3d, camera)
-        if hook._pending is not None:
+        if hook._pending.batch is not None:
             noise.append(hook._pending.batch.sources)
         target = inputs_3d.nan_to_num()
         target[:, :, 0] = 0

@@ -168,17 +168,6 @@ def test_what_another_recording_puts_out_is_not_copied() -> None:
     assert num_copied(own) == {("doubled", 2), ("summed_up", 0)}
 
 
-def test_forgotten_recordings_are_made_again() -> None:
-    own = recording_recorder()
-    for _ in range(WARM_UP + 1):
-        call(own, 1.0, 1.0)
-    own.forget()
-    assert not own._recordings
-    for _ in range(WARM_UP + 1):
-        call(own, 1.0, 1.0)
-    assert len(own._recordings) == 1
-
-
 CASES: dict[str, dict[str, Any]] = {
     **HOOKS,
     **UPDATES,
