@@ -4,7 +4,7 @@
     python examples/shared/report.py RESULTS.json        # print one
 
 A page has its tables between `<!-- table: docs/results/NAME.json -->` and `<!-- end -->`; with
-`NAME.json compact`, one line per estimator.
+`NAME.json compact`, one line per estimator, with `both` one for each of two tests.
 """
 
 from __future__ import annotations
@@ -264,21 +264,24 @@ def _peak_memory(r: Result) -> str:
     return f"**{r['ratio']:.2f}** ({r['hooked_mib']:,.0f} / {r['plain_mib']:,.0f})"
 
 
-def format_generalisation_compact(results: list[Result]) -> str:
+def format_generalisation_compact(results: list[Result], in_domain: bool = False) -> str:
     """Make a line per estimator: MPJPE of the second test, and its change against the first row.
 
-    Changes over the seeds that both rows have. A cell with fewer seeds than the others says so, one
-    with none is a dash.
+    With ``in_domain`` also a line of the first test. Changes over the seeds that both rows have. A
+    cell with fewer seeds than the others says so, one with none is a dash.
     """
-    test = list(results[0]["tests"])[1]
+    tests = list(results[0]["tests"])[0 if in_domain else 1 : 2]
     most = len({r["seed"] for r in results})
-    rows = rows_of(results)
+    rows, keys = rows_of(results), ["estimator", "frames", "size", "updates"]
+    kinds = list(dict.fromkeys(tuple(r[key] for key in keys) for r in results))
+    varies = len({kind[2:] for kind in kinds}) > 1
+    head = "" if in_domain else f"{tests[0]} "
     lines = [
-        f"| {test} MPJPE, mm, mean of seeds | {' | '.join(rows)} |",
+        f"| {head}MPJPE, mm, mean of seeds | {' | '.join(rows)} |",
         "|---" * (len(rows) + 1) + "|",
     ]
-    for name, frames in dict.fromkeys((r["estimator"], r["frames"]) for r in results):
-        chosen = [r for r in results if (r["estimator"], r["frames"]) == (name, frames)]
+    for kind, test in [(kind, test) for kind in kinds for test in reversed(tests)]:
+        chosen = [r for r in results if tuple(r[key] for key in keys) == kind]
         cells = []
         for row in rows:
             errors = values_of(chosen, row, test, "MPJPE")
@@ -288,7 +291,11 @@ def format_generalisation_compact(results: list[Result]) -> str:
             told = f"{len(errors)} seed{'s'[: len(errors) > 1]}" if len(errors) < most else ""
             notes = "; ".join(filter(None, (_paired_change(chosen, row, rows[0], test), told)))
             cells.append(f"{mean(errors):.1f} ({notes})" if notes else f"{mean(errors):.1f}")
-        lines.append(f"| {name}, {frames} frame{'s'[: frames > 1]} | {' | '.join(cells)} |")
+        name, frames, size, updates = kind
+        label = f"{name}, {frames} frame{'s'[: frames > 1]}"
+        label += f", {size}, {updates:,} updates" if varies else ""
+        label += f": {test}" if in_domain else ""
+        lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -319,23 +326,25 @@ def format_diversity(results: list[Result]) -> str:
     return "\n".join([f"{results[0]['poses']:,} poses of every set.", "", *diverse, "", *human])
 
 
-def table_of(path: Path, compact: bool = False) -> str:
-    """Make the table of a results file."""
+def table_of(path: Path, kind: str = "") -> str:
+    """Make the table of a results file, or a short one, ``"compact"`` or ``"both"`` tests."""
     results = json.loads(path.read_text())
     if not isinstance(results, list):
-        return (format_steps_compact if compact else format_steps)(results["steps"])
+        return (format_steps_compact if kind else format_steps)(results["steps"])
     if results and "set" in results[0]:
         return format_diversity(results)
     if results and "estimator" in results[0]:
-        return (format_generalisation_compact if compact else format_generalisation)(results)
+        if kind:
+            return format_generalisation_compact(results, in_domain=kind == "both")
+        return format_generalisation(results)
     return format_table(results)
 
 
 def with_tables(text: str, root: Path) -> str:
     """Make the tables of a page anew, from the files that it names."""
     return re.sub(
-        r"(<!-- table: (\S+)( compact)? -->\n).*?(<!-- end -->)",
-        lambda m: f"{m[1]}{table_of(root / m[2], bool(m[3]))}\n{m[4]}",
+        r"(<!-- table: (\S+) ?(compact|both)? -->\n).*?(<!-- end -->)",
+        lambda m: f"{m[1]}{table_of(root / m[2], m[3] or '')}\n{m[4]}",
         text,
         flags=re.DOTALL,
     )

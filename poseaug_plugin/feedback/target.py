@@ -31,8 +31,7 @@ _CAPACITY = 4096  # frames of answers that are kept
 _FEWEST_ANSWERS = 16  # that show a body's lengths
 _GROWTH = 1.25  # of the number of updates, until answers are asked for again
 _BODY_BOUND, _SIZE_BOUND = 0.4, 0.1  # of a bone's length, of the body's size
-# Square metres, over all bones: answers that have to change by more are left out.
-_CHANGE_BOUND = 0.06
+_CHANGE_BOUND = 0.06  # square metres, over all bones: answers that change by more are left out
 _SCALES = (0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15)
 # Shares of what is augmented: poses of the target, and its bones on other poses.
 _POSED, _BODIED = 0.75, 0.7
@@ -161,7 +160,7 @@ class TargetKeypoints:
             raise PoseAugError(
                 f"target_2d must have {_FEWEST} finite frames or more, got {len(self.keypoints)}."
             )
-        outside = (self.keypoints.abs() > 1.5).any(-1).float().mean().item()
+        outside = (self.keypoints.abs() > 1.5).any(-1).float().mean()
         if outside > 0.5:
             raise PoseAugError(
                 "target_2d must be normalised like the estimator's inputs, within [-1, 1] over the "
@@ -252,11 +251,8 @@ class ClosedLoop(nn.Module):
     ) -> Answers | None:
         """Ask the estimator about the target; None where its answers show nothing.
 
-        Args:
-            ask: From keypoints (N, T, J, 2) to the estimator's poses (N, T or 1, J, 3), metres.
-            batch: A training batch before augmentation.
-            target_frame: Index of the frame that is lifted, where that is one of several.
-            generator: The random stream.
+        ``ask`` gives its poses (N, T or 1, J, 3), metres, to keypoints (N, T, J, 2). ``batch`` is
+        the training's, before augmentation; of several frames that at ``target_frame`` is lifted.
         """
         skeleton, device = self.skeleton, generator.device
         batch = CanonicalBatch(*(field[batch.usable] for field in batch))
@@ -298,34 +294,27 @@ class ClosedLoop(nn.Module):
         """Take over averaged `figures`, and this process's answers; nothing of weight 0."""
         if not weight:
             return
-        ratios, own = figures.exp()
-        self._believe(ratios, own)
+        measured, source = figures.exp()
+        lengths = per_bone(source, self.skeleton)
+        size = per_bone(measured, self.skeleton) @ lengths / lengths.sum()
+        # The estimator is right about size more often than not; asked again, it would answer what
+        # it was taught.
+        guess = size.clamp(1 - _SIZE_BOUND, 1 + _SIZE_BOUND)
+        self.size.copy_(torch.where(self.asked == 0, guess, self.size))
+        ratios = measured * (self.size / size)
+        self.ratios.copy_(ratios.clamp(1 - _BODY_BOUND, 1 + _BODY_BOUND))
         if answers is not None:
-            lengths = per_bone(own * self.ratios, self.skeleton)
+            lengths = per_bone(source * self.ratios, self.skeleton)
             poses, change = with_lengths_on_rays(answers.joints, lengths, self.skeleton)
             is_known = answers.found.all(1) & (change < _CHANGE_BOUND)
-            self._keep(_smooth(poses), answers, is_known)
+            self._keep(_smooth(poses), answers.intrinsics, is_known)
         self.asked += 1
         _LOG.info("PoseAugHook: %s", self)
 
-    def _believe(self, measured: Tensor, source: Tensor) -> None:
-        """Take over bone length ratios (groups,), bounded, at the size that was guessed first."""
-        own = per_bone(source, self.skeleton)
-
-        def size(ratios: Tensor) -> Tensor:
-            return per_bone(ratios, self.skeleton) @ own / own.sum()
-
-        # The estimator is right about size more often than not; asked again, it would answer what
-        # it was taught.
-        guess = size(measured).clamp(1 - _SIZE_BOUND, 1 + _SIZE_BOUND)
-        self.size.copy_(torch.where(self.asked == 0, guess, self.size))
-        ratios = measured * (self.size / size(measured))
-        self.ratios.copy_(ratios.clamp(1 - _BODY_BOUND, 1 + _BODY_BOUND))
-
-    def _keep(self, poses: Tensor, answers: Answers, is_known: Tensor) -> None:
+    def _keep(self, poses: Tensor, intrinsics: Tensor, is_known: Tensor) -> None:
         """Keep runs (N, T, J, 3) and their frames' cameras; those that are known (N,) first."""
         order = is_known.to(torch.uint8).argsort(descending=True, stable=True)
-        poses, camera = (x[order].flatten(0, 1) for x in (poses, answers.intrinsics))
+        poses, camera = (x[order].flatten(0, 1) for x in (poses, intrinsics))
         self.poses[: len(poses)], self.intrinsics[: len(poses)] = poses.nan_to_num(), camera
         self.known.copy_(is_known.sum())
         self.share.copy_(is_known.float().mean())
@@ -333,8 +322,7 @@ class ClosedLoop(nn.Module):
     def _runs(self, frames: int, generator: torch.Generator) -> Tensor:
         """(runs, length) places of target frames, each run out of one sequence."""
         device, length = generator.device, _run_length(frames)
-        count = _CAPACITY // length
-        draws = torch.rand(count, 1, device=device, generator=generator)
+        draws = torch.rand(_CAPACITY // length, 1, device=device, generator=generator)
         places = (draws * len(self.target.keypoints)).long()
         return self._within_sequence(places, torch.arange(length, device=device))
 

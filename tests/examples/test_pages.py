@@ -73,7 +73,9 @@ def test_every_results_file_is_a_table_of_a_page() -> None:
     shown = {
         ROOT / match
         for page in PAGES
-        for match in re.findall(r"^<!-- table: (\S+)(?: compact)? -->$", page.read_text(), re.M)
+        for match in re.findall(
+            r"^<!-- table: (\S+)(?: compact| both)? -->$", page.read_text(), re.M
+        )
     }
     assert RESULTS
     assert shown == set(RESULTS)

@@ -34,7 +34,8 @@ def test_compact_table_tells_who_has_fewer_seeds() -> None:
     results = [
         {
             **{"estimator": name, "frames": 1, "row": row, "seed": seed},
-            "tests": {test: {"MPJPE": error} for test in ("in-domain", "cross-dataset")},
+            **{"size": "small", "updates": 10},
+            "tests": {"in-domain": {"MPJPE": error / 2}, "cross-dataset": {"MPJPE": error}},
         }
         for name, row, seed, error in kinds
     ]
@@ -43,6 +44,13 @@ def test_compact_table_tells_who_has_fewer_seeds() -> None:
         "| b, 1 frame | 50.0 (1 seed) | 40.0 (-20.0 %; 1 seed) |",
         "| c, 1 frame | 30.0 (1 seed) | - |",
     ]
+    both = format_generalisation_compact(results, in_domain=True).splitlines()[2:]
+    assert both[:2] == [
+        "| a, 1 frame: cross-dataset | 110.0 | 60.0 (-50.0 %; 1 seed) |",
+        "| a, 1 frame: in-domain | 55.0 | 30.0 (-50.0 %; 1 seed) |",
+    ]
+    shorter = format_generalisation_compact([*results, results[0] | {"updates": 1000}])
+    assert shorter.splitlines()[-1] == "| a, 1 frame, small, 1,000 updates | 100.0 (1 seed) | - |"
 
 
 def test_table_of_results() -> None:
