@@ -155,7 +155,7 @@ def main() -> None:
     every, clips, steps = (20, 40, 5) if arguments.smoke else (1, 1, 300)
     vars(arguments).update(size="small", frames=1, lr=None, batch=256, bf16=False)
     vars(arguments).update(subjects=TRAIN_SUBJECTS, every=every, clips=clips, validate=False)
-    vars(arguments).update(train_cameras="source")
+    vars(arguments).update(train_cameras="source", noise=0.0)
     data = load(arguments.data, torch.device("cpu"), every=every, clips=clips)
 
     def some(poses: Tensor) -> Tensor:

@@ -166,6 +166,7 @@ def test_a_step_of_the_hook_is_counted() -> None:
         ({"subjects": ["S1"]}, r"subjects \['S1', 'S5'\], asked for are subjects \['S1'\]"),
         ({"validate": True}, r"held_out None, asked for are held_out \['walk'\]"),
         ({"train_cameras": "ceiling"}, "train_cameras source, asked for are train_cameras ceiling"),
+        ({"noise": 0.01}, "noise 0.0, asked for are noise 0.01"),
         ({"tests": ["same views"]}, r"tests \['in-domain'\], asked for are"),
         ({"updates": 20, "frames": 9}, None),  # a table of its own
         ({"updates": 20, "estimators": ["semgcn"]}, None),
@@ -177,12 +178,12 @@ def test_benchmark_adds_no_rows_to_those_of_another_schedule(
     asked = {"size": "small", "updates": 10, "batch": 8, "lr": None, "frames": 1}
     asked |= {"subjects": ["S1", "S5"], "every": 1, "clips": 1, "bf16": False, "validate": False}
     asked |= {"estimators": ["stgcn"], "tests": ["in-domain"], "out": "runs.json"}
-    asked |= {"held_out": ["walk"], "train_cameras": "source"}
+    asked |= {"held_out": ["walk"], "train_cameras": "source", "noise": 0.0}
     usual = schedule("stgcn", Namespace(**asked))
     result = {"estimator": "stgcn", "frames": 1, **usual, "tests": {"in-domain": {}}}
-    before = {key: value for key, value in result.items() if key != "train_cameras"}
+    before = {k: v for k, v in result.items() if k not in ("train_cameras", "noise")}
     asked |= change
     tests, arguments = asked.pop("tests"), Namespace(**asked)
-    for results in ([result], [before]):  # a file of before, which says nothing of the cameras
+    for results in ([result], [before]):  # a file of before, which does not tell
         with pytest.raises(SystemExit, match=message) if message else nullcontext():
             check_results(results, tests, arguments)
