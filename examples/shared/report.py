@@ -272,16 +272,20 @@ def format_generalisation_compact(results: list[Result], in_domain: bool = False
     """
     tests = list(results[0]["tests"])[0 if in_domain else 1 : 2]
     most = len({r["seed"] for r in results})
-    rows, keys = rows_of(results), ["estimator", "frames", "size", "updates"]
-    kinds = list(dict.fromkeys(tuple(r[key] for key in keys) for r in results))
-    varies = len({kind[2:] for kind in kinds}) > 1
+    rows = rows_of(results)
+
+    def kind_of(r: Result) -> tuple[Any, ...]:
+        return r["estimator"], r["frames"], r["size"], r["updates"], r.get("noise", 0.0)
+
+    kinds = list(dict.fromkeys(map(kind_of, results)))
+    varies = len({kind[2:4] for kind in kinds}) > 1
     head = "" if in_domain else f"{tests[0]} "
     lines = [
         f"| {head}MPJPE, mm, mean of seeds | {' | '.join(rows)} |",
         "|---" * (len(rows) + 1) + "|",
     ]
     for kind, test in [(kind, test) for kind in kinds for test in reversed(tests)]:
-        chosen = [r for r in results if tuple(r[key] for key in keys) == kind]
+        chosen = [r for r in results if kind_of(r) == kind]
         cells = []
         for row in rows:
             errors = values_of(chosen, row, test, "MPJPE")
@@ -291,9 +295,10 @@ def format_generalisation_compact(results: list[Result], in_domain: bool = False
             told = f"{len(errors)} seed{'s'[: len(errors) > 1]}" if len(errors) < most else ""
             notes = "; ".join(filter(None, (_paired_change(chosen, row, rows[0], test), told)))
             cells.append(f"{mean(errors):.1f} ({notes})" if notes else f"{mean(errors):.1f}")
-        name, frames, size, updates = kind
+        name, frames, size, updates, noise = kind
         label = f"{name}, {frames} frame{'s'[: frames > 1]}"
         label += f", {size}, {updates:,} updates" if varies else ""
+        label += f", noise {noise:g}" if noise else ""
         label += f": {test}" if in_domain else ""
         lines.append(f"| {label} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -51,6 +51,8 @@ def test_compact_table_tells_who_has_fewer_seeds() -> None:
     ]
     shorter = format_generalisation_compact([*results, results[0] | {"updates": 1000}])
     assert shorter.splitlines()[-1] == "| a, 1 frame, small, 1,000 updates | 100.0 (1 seed) | - |"
+    noisy = format_generalisation_compact([*results, results[0] | {"noise": 0.01}])
+    assert noisy.splitlines()[-1] == "| a, 1 frame, noise 0.01 | 100.0 (1 seed) | - |"
 
 
 def test_table_of_results() -> None:
