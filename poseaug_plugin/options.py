@@ -2,20 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .adversary.critics import (
-    AdversarialTerm,
     Critic,
-    EntropyTerm,
-    FrameTerm,
     KeypointCritic,
     PartKCSCritic,
-    RangeTerm,
-    Term,
+    Terms,
+    adversarial_term,
+    entropy_term,
+    frame_term,
+    range_term,
 )
 from .augment.augmenter import FrameCheck, Projection
 from .augment.policy import AugmentationPolicy, Operation, RandomPolicy, Spread, check_operations
@@ -28,7 +29,6 @@ from .feedback.observer import first_tensor
 from .feedback.target import ClosedLoop, TargetKeypoints
 from .host.adapter import Adapter, HostPoses
 from .runtime.isolation import Mode, TorchDefaults, isolated_call
-from .runtime.optimizer import GuardedAdam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class Training(NamedTuple):
 
     policy: Policy
     critics: tuple[Critic, ...] = ()
-    terms: tuple[Term, ...] = ()  # of the policy's loss; none where it does not learn
+    terms: Terms | None = None  # of the policy's loss; none where it does not learn
     controller: FeedbackController | None = None
     closed_loop: ClosedLoop | None = None
     interval: int = 8  # something is learned, and figures are taken, in one update out of so many
@@ -139,8 +139,7 @@ class Training(NamedTuple):
     pool_capacity: int = 1024
     project: Projection = project_points
     frame_check: FrameCheck = in_view
-    make_optimizer: Callable[[nn.Module], GuardedAdam] = GuardedAdam
-    before_update: Callable[[UpdateContext], None] | None = None
+    before_update: Callable[[UpdateContext], float] | None = None  # gives the learning rate
 
 
 class Preset(Protocol):
@@ -181,11 +180,14 @@ class DefaultPreset:
         critics = (PartKCSCritic(skeleton), KeypointCritic(skeleton)) if weight else ()
         for critic in critics:
             critic.weight = weight
-        own = RangeTerm(), FrameTerm(surroundings.aspect_ratio), EntropyTerm(policy, reward)
+        terms: Terms = {c.name: partial(adversarial_term, critic=c) for c in critics}
+        terms["range"] = range_term
+        terms["frame"] = partial(frame_term, aspect_ratio=surroundings.aspect_ratio)
+        terms["entropy"] = partial(entropy_term, policy=policy, weight=reward)
         controller = None
         if isinstance(policy, AugmentationPolicy) and options.feedback is not False:
             controller = FeedbackController(policy.strength)
-        return Training(policy, critics, (*map(AdversarialTerm, critics), *own), controller, loop)
+        return Training(policy, critics, terms, controller, loop)
 
 
 class RandomPreset(DefaultPreset):

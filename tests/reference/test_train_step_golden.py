@@ -201,7 +201,9 @@ def iteration(epoch: int, **arguments: Any) -> Iteration:
         made = trainer.augmenter.generate(batch.inputs)
         context = UpdateContext(epoch, batch, HostPoses(keypoints, joints), in_float64)
         assert trainer._before_update is not None
-        trainer._before_update(context)
+        rate = trainer._before_update(context)
+        for phase in trainer.phases:
+            phase.optimizer.set_learning_rate(rate)
         loss = trainer.phases[0].loss(made)
     return Iteration(trainer, policy.own, preset, context, batch, made, loss, expected)
 
