@@ -21,14 +21,10 @@ AUC_THRESHOLDS = tuple(millimetres / 1000 for millimetres in range(0, 151, 5))
 """Metres. The 31 thresholds of MPI-INF-3DHP, 0 to 150 mm."""
 
 
-def mpjpe(
-    predicted: Tensor, target: Tensor, *, weights: Tensor | None = None, reduction: Reduce = "mean"
-) -> Tensor:
+def mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") -> Tensor:
     """Mean per-joint position error: Human3.6M protocol 1 (Ionescu et al. 2014).
 
-    Usable as a loss: its gradient is 0, not NaN, where a joint is hit exactly. ``weights`` are
-    factors that broadcast to (..., J); weighted errors are averaged, not divided by the sum of the
-    weights (VideoPose3D).
+    Usable as a loss: its gradient is 0, not NaN, where a joint is hit exactly.
 
     Example:
         >>> target = torch.zeros(2, 17, 3)
@@ -36,14 +32,7 @@ def mpjpe(
         tensor(5.)
     """
     predicted, target = _checked("mpjpe", predicted, target)
-    errors = (predicted - target).norm(dim=-1)
-    if weights is not None:
-        try:
-            errors = errors * weights.expand_as(errors)
-        except RuntimeError:
-            shapes = f"{tuple(errors.shape)}, got {tuple(weights.shape)}"
-            raise PoseAugError(f"mpjpe: weights must broadcast to {shapes}.") from None
-    return _reduce("mpjpe", errors.mean(-1), reduction)
+    return _reduce("mpjpe", (predicted - target).norm(dim=-1).mean(-1), reduction)
 
 
 def p_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") -> Tensor:
