@@ -33,12 +33,10 @@ def check_number(
 ) -> None:
     """Refuse what is no finite number in [low, high]; a boolean is none. Raises `PoseAugError`."""
     kind, words = (Integral, "a whole number") if whole else (Real, "a number")
+    most = math.inf if isinstance(value, float) else 2**63  # torch holds no larger whole numbers
     if isinstance(value, kind) and not isinstance(value, bool):
         with suppress(OverflowError):  # a whole number may be larger than any float
-            number = float(value)
-            # Torch holds no larger whole numbers.
-            fits = math.isfinite(number) if isinstance(value, float) else abs(number) < 2**63
-            if fits and low <= number <= high:
+            if low <= float(value) <= high and abs(float(value)) < most:
                 return
     limits = "" if low == -math.inf else f", at least {low:g}"
     if math.isfinite(high):

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -114,19 +115,8 @@ class PoseAugHook:
             )
         with library_defaults(torch.device("cpu")):
             target = None if target_2d is None else TargetKeypoints(target_2d, target_camera)
-        self.options = Options(
-            policy=policy,
-            spread=spread,
-            operations=operations,
-            mix=mix,
-            share=share,
-            critic_weight=critic_weight,
-            entropy_weight=entropy_weight,
-            feedback=feedback,
-            total_updates=total_updates,
-            target_2d=target,
-            cuda_graphs=cuda_graphs,
-        )
+        given = {**locals(), "target_2d": target}
+        self.options = Options(**{option.name: given[option.name] for option in fields(Options)})
         self.options.check_effects(preset.name, preset.reads)
         if source is not None and not isinstance(source, PoseSource):
             raise PoseAugError(f"source must be a PoseSource, got {type(source).__name__}.")
@@ -240,7 +230,7 @@ class PoseAugHook:
         if not isinstance(prediction, Tensor):
             kind = type(prediction).__name__
             raise PoseAugError(f"PoseAugHook.observe: prediction must be a tensor, got {kind}.")
-        self._observer.take(prediction)
+        self._observer.certain = prediction.detach()
 
     def step(self) -> None:
         """Train the hook's networks on the last augmented batch.

@@ -1,7 +1,7 @@
 """The hook's options, each checked when the hook is built, and the trainings they describe."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
@@ -63,12 +63,6 @@ class Options:
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 0.0, high)
 
-    @property
-    def given(self) -> list[str]:
-        """Names of the options that are not left to the preset."""
-        left = [option.name for option in fields(self) if option.default is None]
-        return [name for name in left if getattr(self, name) is not None]
-
     def check_effects(self, preset: str, reads: frozenset[str]) -> None:
         """Refuse an option that has no effect, and ask for one that is missing."""
         if "total_updates" in reads and self.total_updates is None:
@@ -76,7 +70,9 @@ class Options:
                 f"preset={preset!r} changes over the training: pass "
                 "total_updates=epochs * batches_per_epoch."
             )
-        idle = dict.fromkeys(set(self.given) - reads, f"preset={preset!r}")
+        read_by_all = "mix", "cuda_graphs"
+        given = [n for n, value in vars(self).items() if value is not None and n not in read_by_all]
+        idle = dict.fromkeys(set(given) - reads, f"preset={preset!r}")
         if self.mix == "append":
             idle["share"] = "mix='append', which augments a copy of the whole batch"
         if (policy := self.policy) is not None:
@@ -88,7 +84,7 @@ class Options:
                 idle["entropy_weight"] = "a policy that has no entropy()"
             if not isinstance(policy, AugmentationPolicy):
                 idle["feedback"] = "a policy of your own, whose strength the hook cannot set"
-        for name in self.given:
+        for name in given:
             if name in idle:
                 raise PoseAugError(f"{name} has no effect with {idle[name]}; leave it out.")
 
