@@ -48,30 +48,25 @@ class PoseAugHook:
         skeleton: A `Skeleton` or the name of a preset. By default the preset that fits the batch.
         adapter: The host's format; by default VideoPose3D's (`PoseAdapter`).
         preset: ``"default"``; ``"random"``, the same draws with nothing learned; or PoseAug as
-            published, ``"paper"`` and ``"released"`` (`reference.recipes.Paper` and `Released`
-            with arguments of their own).
+            published, ``"paper"``, ``"released"`` (or `reference.recipes.Paper()`, `Released()`).
         source: Whole sequences, for a loop that has 2D of a window of frames and 3D of one.
         policy: A policy of one's own; is put on the estimator's device, in float32.
         seed: Of the hook's own weights and noise.
-        auto_step: Train when the optimizer steps; else only when `step` is called, as for a step
-            that a CUDA graph holds, in which Python does not run.
+        auto_step: Train when the optimizer steps; else when `step` is called (beside a CUDA graph).
         spread: How widely poses are drawn (`Spread()`), in the beginning.
         operations: Which of bone_angle, bone_length, rigid, focal_length are done (all).
         mix: ``"replace"`` a share of the batch, or ``"append"`` an augmented copy of all of it.
         share: Share of the batch that is replaced (0.75).
         critic_weight: Weight of each critic in the policy's loss (0.1); at 0 there are none.
         entropy_weight: Reward of wide draws (0.05), up to the default spreads.
-        feedback: Lower the strength of all draws while the estimator does no better on augmented
-            poses than their mean pose would (True).
+        feedback: Weaken all draws while the estimator is no better on them than a mean pose (True).
         total_updates: Optimizer steps of the whole training, for ``"paper"`` and ``"released"``.
         target_2d: 2D poses of the place where the estimator will work, without labels (a detector's
             output on videos of there): (frames, J, 2) or a list of such sequences, normalised like
-            the estimator's inputs. Its answers to them, now and then, tell the bodies, poses and
-            views to augment with. They are seen by ``target_camera``: a loop that uses cameras
-            takes them with ``return_camera=True``.
+            the estimator's inputs. Its answers to them, now and then, tell bodies, poses and views
+            to augment with. A loop that uses cameras needs ``return_camera=True``.
         target_camera: (9,) intrinsics of there, or one for each sequence or frame (the batch's).
-        cuda_graphs: On a GPU, record the hook's own work in CUDA graphs; not with a policy of
-            one's own, which may do what cannot be recorded.
+        cuda_graphs: On a GPU, record the hook's work in CUDA graphs; not with a policy of one's own.
 
     Raises `PoseAugError` for a wrong value, an option without effect where it is given, an
     optimizer that cannot be hooked or holds other parameters, an estimator under FSDP.
@@ -292,8 +287,7 @@ class PoseAugHook:
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during training, as tensors and plain values.
 
-        Loads with ``torch.load(..., weights_only=True)``. Take it between an optimizer step and the
-        next `augment`.
+        Loads with ``weights_only=True``. Take it between an optimizer step and the next `augment`.
         """
         training = None if self._trainer is None else self._trainer.state_dict()
         return as_state(self.skeleton, training)

@@ -39,9 +39,8 @@ def p_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") ->
     """MPJPE after the best similarity transform: Human3.6M protocol 2 (Ionescu et al. 2014).
 
     Each prediction is moved, rotated and scaled to its target by least squares (Procrustes; Umeyama
-    1991), but not mirrored: a left/right swap stays an error. Of a prediction with all joints in
-    one point the centroid is aligned. No loss: the gradient is NaN where the best rotation is not
-    unique.
+    1991), but not mirrored: a left/right swap stays an error. Of joints in one point the centroid
+    is aligned. No loss: the gradient is NaN where the best rotation is not unique.
 
     Example:
         >>> target = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
@@ -94,9 +93,8 @@ def mpjve(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") -> T
 def pck(predicted: Tensor, target: Tensor, *, threshold: float = 0.150) -> Tensor:
     """Percentage of correct keypoints in 3D, 3DPCK (Mehta et al. 2017): a scalar in [0, 100].
 
-    An error below ``threshold``, in the unit of the poses, is correct; by default 150 mm. A root
-    joint at the origin in both poses is always correct: drop it beforehand, or keep it to compare
-    with the released PoseAug numbers.
+    An error below ``threshold``, in the unit of the poses, is correct; by default 150 mm. A root at
+    the origin in both is always correct: drop it, or keep it to compare with released numbers.
     """
     predicted, target = _checked("pck", predicted, target)
     errors = (predicted - target).norm(dim=-1)

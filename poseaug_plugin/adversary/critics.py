@@ -85,8 +85,7 @@ class PartKCSCritic(Critic):
 
     In this kinematic chain space (Wandt & Rosenhahn, CVPR 2019) bent poses, each in one frame, are
     angles between bones: neither size, nor place, nor viewpoint. ``scope="parts"`` gives one score
-    per part in the order of ``skeleton.part_bones``; ``"whole"`` judges the whole body by one
-    network (the paper's ablation).
+    per part in the order of ``skeleton.part_bones``; ``"whole"`` is one part (paper's ablation).
     """
 
     name = "critic_3d"
@@ -143,8 +142,7 @@ class PartKCSCritic(Critic):
 class KeypointCritic(Critic):
     """Score of a 2D pose in normalised screen coordinates (PoseAug section 3.3).
 
-    Each is of one frame. Real ones are projections of the poses that were augmented, not a
-    detector's, so that it does not learn the detector's noise.
+    Of one frame. Real ones are projections, so that it does not learn a detector's noise.
     """
 
     name = "critic_2d"

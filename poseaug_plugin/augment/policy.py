@@ -38,8 +38,7 @@ class Spread:
         yaw: Turn about the vertical of the batch (`rotation.vertical`), uniform in +-yaw.
         pitch: Tilt towards the camera, normal.
         roll: Lean in the picture, normal.
-        depth: A pose takes the root position of another of the batch, times a factor drawn
-            uniformly between these two.
+        depth: A pose takes the root of another of the batch, times a factor uniform in between.
         keep_view: Share of the poses that keep view and place: one hard thing at a time.
         limb_angle: Limbs turn as a whole about their hip or shoulder, normal about each axis. Arms
             (parts with "arm" in their name) reach further and turn twice as far.
@@ -173,7 +172,6 @@ class AugmentationPolicy(RandomPolicy):
     It starts as `RandomPolicy`, so poses are plausible from the first step, and a batch stays
     diverse whatever is learned. Critics narrow its spreads, entropy widens them again, and the
     estimator's error sets the strength of all. PoseAug's own networks are `reference.regressors`.
-
     Arguments and shapes are those of `RandomPolicy`; ``spread`` is that of the beginning.
     """
 

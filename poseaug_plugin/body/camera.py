@@ -1,8 +1,7 @@
 """Projection with VideoPose3D's nine intrinsics; what is in view; where a pose stands.
 
 Intrinsics (..., 9): focal length / width * 2 (2), principal point normalised like pixels (2),
-radial k1..k3, tangential p1, p2. Normalised screen coordinates: x in [-1, 1] over the image width,
-y in [-h/w, h/w].
+radial k1..k3, tangential p1, p2. Normalised screen coordinates: x in [-1, 1], y in [-h/w, h/w].
 """
 
 import torch

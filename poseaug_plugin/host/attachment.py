@@ -46,9 +46,8 @@ class InertCallback:
         return getattr, (nullcontext(), "__exit__")
 
 
-# Callbacks are registered once and for good: taken away while another thread steps, or by the
-# garbage collector in the middle of a step, they would break that step. Their tuple is replaced,
-# never changed, for the same reason.
+# Callbacks are registered for good: taken away while another thread steps, or by the garbage
+# collector in a step, they would break it. So would a change of their tuple, which is replaced.
 _watchers: tuple[InertCallback, ...] = ()
 _registering = threading.RLock()
 _is_registered = False

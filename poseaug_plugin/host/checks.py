@@ -217,8 +217,7 @@ def length_variation(joints: Tensor, skeleton: Skeleton) -> float:
 def detour(joints: Tensor, skeleton: Skeleton) -> float:
     """Length of the skeleton / length of the shortest tree through its joints (N, T, J, 3).
 
-    A body's bones are nearly that tree. An order that keeps bones rigid and symmetric but mistakes
-    shoulders for hips, or a spine for a thorax, runs to and fro.
+    A body's bones are nearly that tree; an order that mistakes shoulders for hips runs to and fro.
     """
     distances = torch.cdist(joints, joints).flatten(0, 1).median(0).values.tolist()
     bones = zip(skeleton.bone_children, skeleton.bone_parents, strict=True)

@@ -61,8 +61,7 @@ class RegressorPolicy(Policy):
     Args:
         skeleton: A `Skeleton` or the name of a preset.
         operations: Which of ``bone_angle``, ``bone_length`` and ``rigid`` to do; by default all.
-        fixed_trunk: Keep the bones between the root and the limbs' attachments unbent, and the
-            anchor length unchanged (released code).
+        fixed_trunk: Keep `trunk_bones` unbent and the anchor's length unchanged (released code).
         shared_extractor: One feature extractor for all regressors (paper), not four networks.
         width: Of all hidden layers.
     """

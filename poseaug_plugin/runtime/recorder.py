@@ -34,9 +34,8 @@ class Recorder:
     def call(self, method: Callable[..., Any], *arguments: Any) -> Any:
         """``method(*arguments)``, recorded and replayed: work that stays on the device.
 
-        It may change tensors in place and draw from the generator. Whatever else it depends on must
-        be among the arguments; what it changes in Python changes once. The result is in memory that
-        the next call writes again.
+        It may change tensors in place and draw from the generator. All else that it depends on must
+        be an argument; what it changes in Python changes once. The next call overwrites the result.
         """
         if not self.records or _must_run_as_written():
             return method(*arguments)
