@@ -66,7 +66,7 @@ class PoseAugHook:
             the estimator's inputs. Its answers to them, now and then, tell bodies, poses and views
             to augment with. A loop that uses cameras needs ``return_camera=True``.
         target_camera: (9,) intrinsics of there, or one for each sequence or frame (the batch's).
-        cuda_graphs: On a GPU, record the hook's work in CUDA graphs; not with a policy of one's own.
+        cuda_graphs: On a GPU, record the hook's work in CUDA graphs, except with a ``policy``.
 
     Raises `PoseAugError` for a wrong value, an option without effect where it is given, an
     optimizer that cannot be hooked or holds other parameters, an estimator under FSDP.
@@ -191,8 +191,7 @@ class PoseAugHook:
         if augmenter.count_of(size) < 2 or trainer.is_broken:
             self._forget()
             if self._ranks is not None:  # the others may have something
-                defaults = TorchDefaults.found()
-                self._pending = UpdateContext(trainer.num_updates, None, None, defaults)
+                self._pending = UpdateContext(None, None, TorchDefaults.found())
             if not trainer.is_broken:
                 self._reminders.too_small(size, augmenter.share)
             return given
@@ -210,7 +209,7 @@ class PoseAugHook:
             inputs_2d = mix(given.inputs_2d, made[0], *how)
             inputs_3d = mix(given.inputs_3d, made[1], *how)
         self._reminders.augmented()
-        self._pending = UpdateContext(trainer.num_updates, batch, replaced, defaults)
+        self._pending = UpdateContext(batch, replaced, defaults)
         self._observer.expect(inputs_2d if trainer.learns_next else None)
         camera = mix_cameras(given.camera, batch.intrinsics, *how) if return_camera else None
         return HostBatch(inputs_2d, inputs_3d, camera)

@@ -116,7 +116,6 @@ class Surroundings(NamedTuple):
 class UpdateContext(NamedTuple):
     """What is known of the host when an update begins."""
 
-    num_updates: int
     batch: AugmentedBatch | None
     host: HostPoses | None  # the host's own samples that were augmented
     defaults: TorchDefaults  # the user's
@@ -135,7 +134,8 @@ class Training(NamedTuple):
     pool_capacity: int = 1024
     project: Projection = project_points
     frame_check: FrameCheck = in_view
-    before_update: Callable[[UpdateContext], float] | None = None  # gives the learning rate
+    # Called with the number of updates so far, and gives the learning rate.
+    before_update: Callable[[int, UpdateContext], float] | None = None
 
 
 class Preset(Protocol):

@@ -177,7 +177,7 @@ class Trainer:
                 if loop is not None:
                     answers = self._ask(loop, context)
                 if learns and self._before_update is not None:
-                    rate = self._before_update(context)
+                    rate = self._before_update(self.num_updates, context)
                     for phase in self.phases:
                         phase.optimizer.set_learning_rate(rate)
                 if learns and batch is not None:
@@ -251,7 +251,7 @@ class Trainer:
 
     def _ask(self, loop: ClosedLoop, context: UpdateContext) -> Answers | None:
         """The estimator's answers about the target; every rank asks about other frames."""
-        _, batch, host, defaults = context
+        batch, host, defaults = context
         if batch is None or host is None:
             return None
         one = batch.batch.joints, *host  # any sample: of the format

@@ -66,10 +66,10 @@ class Spread:
 
     def __post_init__(self) -> None:
         depth = self.depth
-        widths = {name: value for name, value in vars(self).items() if name != "depth"}
-        for name, value in widths.items():
-            is_share = name in ("keep_view", "bone_length", "torso_length")
-            check_number(f"Spread: {name}", value, 0.0, 1.0 if is_share else math.inf)
+        for name, value in vars(self).items():
+            if name != "depth":
+                is_share = name in ("keep_view", "bone_length", "torso_length")
+                check_number(f"Spread: {name}", value, 0.0, 1.0 if is_share else math.inf)
         if not isinstance(depth, (tuple, list)) or len(depth) != 2:
             raise PoseAugError(
                 f"Spread: depth must be a pair of factors, (nearest, furthest), got {depth!r}."

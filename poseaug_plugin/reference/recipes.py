@@ -133,8 +133,8 @@ def paper_frame_check(points: Tensor, _: Tensor, intrinsics: Tensor, aspect_rati
     return in_view(points, project_points(points, intrinsics), intrinsics, aspect_ratio)
 
 
-# A weight, how much harder than their originals poses are to get, the tolerance of that, and which
-# of the `AugmentedPoses` the estimator is asked about.
+# A weight, how much harder than their originals poses are to get, the tolerance of that (released),
+# and which of the `AugmentedPoses` the estimator is asked about.
 FeedbackCase = tuple[float, Ramp, float, Literal["bent", "moved"]]
 
 
@@ -170,7 +170,7 @@ class EstimatorFeedback:
     def ask(self, keypoints: Tensor, joints: Tensor) -> Tensor:
         """The error L_P (B, terms) on (B, T, J, 2) and (B, T, J, 3), differentiable in both."""
         assert self.context is not None
-        _, batch, host, defaults = self.context
+        batch, host, defaults = self.context
         assert batch is not None
         assert host is not None
         adapter, skeleton = self.surroundings.adapter, self.surroundings.skeleton
@@ -265,9 +265,9 @@ class Paper:
         if not released:
             terms["range"] = partial(range_term, weight=1.0, length_limit=0.1)
 
-        def before_update(context: UpdateContext) -> float:
+        def before_update(num_updates: int, context: UpdateContext) -> float:
             feedback.context = context
-            feedback.progress = min(context.num_updates / total, 1.0)
+            feedback.progress = min(num_updates / total, 1.0)
             return self.learning_rate * (1.0 - feedback.progress)
 
         return Training(
@@ -285,12 +285,9 @@ class Paper:
     def _cases(self) -> tuple[FeedbackCase, ...]:
         targets = self.bent_hardness, self.moved_hardness
         bent, moved = (ramp if isinstance(ramp, Ramp) else Ramp(ramp, ramp) for ramp in targets)
-        tolerances = (2.0, 15.0) if self.is_released else (0.0, 0.0)
-        cases: tuple[FeedbackCase, ...] = (
-            (self.bent_weight, bent, tolerances[0], "bent"),
-            (self.moved_weight, moved, tolerances[1], "moved"),
-        )
-        return tuple(case for case in cases if case[0])
+        bent_case: FeedbackCase = (self.bent_weight, bent, 2.0, "bent")
+        moved_case: FeedbackCase = (self.moved_weight, moved, 15.0, "moved")
+        return tuple(case for case in (bent_case, moved_case) if case[0])
 
 
 @dataclass(frozen=True, kw_only=True)

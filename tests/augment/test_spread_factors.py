@@ -159,7 +159,7 @@ class Quick(SmallDefault):
     """The default at ten times its learning rate, with some of its terms alone."""
 
     def __init__(self, *terms: str) -> None:
-        super().__init__(before_update=lambda _: 1e-3)
+        super().__init__(before_update=lambda *_: 1e-3)
         self.kept = terms
 
     def build(self, options: Options, surroundings: Surroundings) -> Training:

@@ -199,6 +199,6 @@ def test_learning_rate_multiplier() -> None:
     preset = Released(width=4, learning_rate=1.0)
     training = preset.build(Options(total_updates=steps), surroundings)
     for step in range(steps):
-        context = UpdateContext(step, None, None, TorchDefaults.found())
-        actual.append(training.before_update(context))
+        context = UpdateContext(None, None, TorchDefaults.found())
+        actual.append(training.before_update(step, context))
     agree(torch.tensor(actual, dtype=torch.float64), expected)

@@ -213,8 +213,8 @@ def test_progress_and_rates_follow_the_updates(preset: type[Paper]) -> None:
     assert isinstance(feedback, EstimatorFeedback)
     assert training.before_update is not None
     for updates, progress in ((0, 0.0), (1, 0.05), (10, 0.5), (20, 1.0), (30, 1.0)):
-        context = UpdateContext(updates, None, None, TorchDefaults.found())
-        assert training.before_update(context) == pytest.approx(0.5 * (1 - progress))
+        context = UpdateContext(None, None, TorchDefaults.found())
+        assert training.before_update(updates, context) == pytest.approx(0.5 * (1 - progress))
         assert feedback.progress == progress
 
 
