@@ -230,9 +230,8 @@ class PoseAugHook:
         """Train the hook's networks on the last augmented batch.
 
         Called by itself right before the optimizer steps (right after, where the step's closure
-        augments); only where the optimizer cannot be hooked, or with ``auto_step=False``, call it
-        by hand before ``optimizer.step()``. Does nothing where there is nothing new. Where
-        something fails, it raises RuntimeError; the estimator's weights are as they were.
+        augments). Call it before ``optimizer.step()`` only where that cannot be hooked, or with
+        ``auto_step=False``. RuntimeError for a failure; the estimator's weights are as they were.
         """
         if self._stepping is None:
             self._train(skip=None)
@@ -249,9 +248,8 @@ class PoseAugHook:
     def remove(self) -> None:
         """Detach from estimator and optimizer for good; batches then pass through unchanged."""
         self._handle.remove()
-        attachment.unwatch_optimizers(self)
         self.enabled = self._is_attached = False
-        self._forget()
+        self._forget()  # so that no optimizer's step finds anything to do
 
     @property
     def policy(self) -> Policy:

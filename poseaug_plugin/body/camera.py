@@ -20,11 +20,7 @@ def _per_point(intrinsics: Tensor, points: Tensor) -> Tensor:
 
 
 def _distort(rays: Tensor, intrinsics: Tensor) -> Tensor:
-    """Human3.6M's lens. Beyond 45 degrees on both axes its factor stays what it is there.
-
-    The polynomial was fitted inside the frame. Further out it turns over and would send a point
-    that moves right to the left, and its gradient with it.
-    """
+    """Human3.6M's lens. Beyond 45 degrees on both axes, where it turns over, its factor stays."""
     k1, k2, k3, tangential = intrinsics[..., 4:].split((1, 1, 1, 2), -1)
     r2 = rays.square().sum(-1, keepdim=True)
     inside = rays * (r2.clamp(min=_LENS_LIMIT) / _LENS_LIMIT).rsqrt()

@@ -72,13 +72,6 @@ def watch_optimizers(owner: object, method: Callable[..., None]) -> None:
             register_optimizer_step_post_hook(partial(_tell_watchers, True))
 
 
-def unwatch_optimizers(owner: object) -> None:
-    """Call nobody for this owner any more."""
-    global _watchers
-    with _registering:
-        _watchers = tuple(watcher for watcher in _watchers if watcher.owner() is not owner)
-
-
 def device_of(module: nn.Module) -> torch.device:
     """The device of a module's first parameter; the CPU where it has none."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))

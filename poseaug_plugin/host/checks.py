@@ -58,8 +58,7 @@ def infer_skeleton(
 ) -> Skeleton:
     """The preset that a batch is in, from its joint count and, if need be, its symmetry.
 
-    Human3.6M, MPI-INF-3DHP and COCO all have 17 joints: of the right one, left and right bones are
-    equally long. Raises `PoseAugError` where none fits, or several do.
+    Of the right one, left and right bones are equally long. `PoseAugError` for none, or several.
     """
     count = adapter.num_joints(inputs_3d)
     presets = [s for s in SKELETONS.values() if s.num_joints == count]
