@@ -4,7 +4,6 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable
 from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
@@ -50,8 +49,7 @@ def check_flag(name: str, value: object) -> None:
         raise PoseAugError(f"{name} must be True or False, got {value!r}.")
 
 
-def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Refuse what is none of the choices; raises `PoseAugError`."""
-    choices = tuple(choices)
     if not isinstance(value, str) or value not in choices:
         raise PoseAugError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")
