@@ -30,7 +30,6 @@ from .runtime.recorder import Recorder
 _PATIENCE = 8  # updates that left a network out, after which weights are looked at
 _FEEDBACK = "feedback"  # among gradients: the figures that the controller needs
 
-
 Tensors = dict[str, Tensor]  # by name
 Gradients = dict[str, WeightedGradients]  # by network
 # A loss to be differentiated; and detached, losses of the hook's and readings of the monitor's.
@@ -120,8 +119,7 @@ class Trainer:
             loss = partial(_critic_loss, critic, pool.to(device), self.generator)
             interval = self.interval * critic.interval
             self.phases.append(Phase(critic.name, critic, loss, optimizer, interval))
-        draws = isinstance(self.policy, RandomPolicy)
-        self.monitor = Monitor(tuple(self.pools), draws).to(device)
+        self.monitor = Monitor(tuple(self.pools), isinstance(self.policy, RandomPolicy)).to(device)
         self._statistics = [b for b in saved_buffers(self.policy) if b.is_floating_point()]
         names = [p.name for p in self.phases] + [f"policy/{name}" for name in training.terms or ()]
         self.losses = dict.fromkeys(names, torch.full((), torch.nan, device=device))
