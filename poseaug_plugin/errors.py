@@ -4,7 +4,6 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterable
 from contextlib import suppress
 from numbers import Integral, Real
 from pathlib import Path
@@ -33,12 +32,10 @@ def check_number(
 ) -> None:
     """Refuse what is no finite number in [low, high]; a boolean is none. Raises `PoseAugError`."""
     kind, words = (Integral, "a whole number") if whole else (Real, "a number")
+    most = math.inf if isinstance(value, float) else 2**63  # torch holds no larger whole numbers
     if isinstance(value, kind) and not isinstance(value, bool):
         with suppress(OverflowError):  # a whole number may be larger than any float
-            number = float(value)
-            # Torch holds no larger whole numbers.
-            fits = math.isfinite(number) if isinstance(value, float) else abs(number) < 2**63
-            if fits and low <= number <= high:
+            if low <= float(value) <= high and abs(float(value)) < most:
                 return
     limits = "" if low == -math.inf else f", at least {low:g}"
     if math.isfinite(high):
@@ -52,8 +49,7 @@ def check_flag(name: str, value: object) -> None:
         raise PoseAugError(f"{name} must be True or False, got {value!r}.")
 
 
-def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     """Refuse what is none of the choices; raises `PoseAugError`."""
-    choices = tuple(choices)
     if not isinstance(value, str) or value not in choices:
         raise PoseAugError(f"{name} must be one of {', '.join(choices)}, got {value!r}.")

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -47,30 +48,25 @@ class PoseAugHook:
         skeleton: A `Skeleton` or the name of a preset. By default the preset that fits the batch.
         adapter: The host's format; by default VideoPose3D's (`PoseAdapter`).
         preset: ``"default"``; ``"random"``, the same draws with nothing learned; or PoseAug as
-            published, ``"paper"`` and ``"released"`` (`reference.recipes.Paper` and `Released`
-            with arguments of their own).
+            published, ``"paper"``, ``"released"`` (or `reference.recipes.Paper()`, `Released()`).
         source: Whole sequences, for a loop that has 2D of a window of frames and 3D of one.
         policy: A policy of one's own; is put on the estimator's device, in float32.
         seed: Of the hook's own weights and noise.
-        auto_step: Train when the optimizer steps; else only when `step` is called, as for a step
-            that a CUDA graph holds, in which Python does not run.
+        auto_step: Train when the optimizer steps; else when `step` is called (beside a CUDA graph).
         spread: How widely poses are drawn (`Spread()`), in the beginning.
         operations: Which of bone_angle, bone_length, rigid, focal_length are done (all).
         mix: ``"replace"`` a share of the batch, or ``"append"`` an augmented copy of all of it.
         share: Share of the batch that is replaced (0.75).
         critic_weight: Weight of each critic in the policy's loss (0.1); at 0 there are none.
         entropy_weight: Reward of wide draws (0.05), up to the default spreads.
-        feedback: Lower the strength of all draws while the estimator does no better on augmented
-            poses than their mean pose would (True).
+        feedback: Weaken all draws while the estimator is no better on them than a mean pose (True).
         total_updates: Optimizer steps of the whole training, for ``"paper"`` and ``"released"``.
         target_2d: 2D poses of the place where the estimator will work, without labels (a detector's
             output on videos of there): (frames, J, 2) or a list of such sequences, normalised like
-            the estimator's inputs. Its answers to them, now and then, tell the bodies, poses and
-            views to augment with. They are seen by ``target_camera``: a loop that uses cameras
-            takes them with ``return_camera=True``.
+            the estimator's inputs. Its answers to them, now and then, tell bodies, poses and views
+            to augment with. A loop that uses cameras needs ``return_camera=True``.
         target_camera: (9,) intrinsics of there, or one for each sequence or frame (the batch's).
-        cuda_graphs: On a GPU, record the hook's own work in CUDA graphs; not with a policy of
-            one's own, which may do what cannot be recorded.
+        cuda_graphs: On a GPU, record the hook's work in CUDA graphs, except with a ``policy``.
 
     Raises `PoseAugError` for a wrong value, an option without effect where it is given, an
     optimizer that cannot be hooked or holds other parameters, an estimator under FSDP.
@@ -114,19 +110,8 @@ class PoseAugHook:
             )
         with library_defaults(torch.device("cpu")):
             target = None if target_2d is None else TargetKeypoints(target_2d, target_camera)
-        self.options = Options(
-            policy=policy,
-            spread=spread,
-            operations=operations,
-            mix=mix,
-            share=share,
-            critic_weight=critic_weight,
-            entropy_weight=entropy_weight,
-            feedback=feedback,
-            total_updates=total_updates,
-            target_2d=target,
-            cuda_graphs=cuda_graphs,
-        )
+        given = {**locals(), "target_2d": target}
+        self.options = Options(**{option.name: given[option.name] for option in fields(Options)})
         self.options.check_effects(preset.name, preset.reads)
         if source is not None and not isinstance(source, PoseSource):
             raise PoseAugError(f"source must be a PoseSource, got {type(source).__name__}.")
@@ -206,8 +191,7 @@ class PoseAugHook:
         if augmenter.count_of(size) < 2 or trainer.is_broken:
             self._forget()
             if self._ranks is not None:  # the others may have something
-                defaults = TorchDefaults.found()
-                self._pending = UpdateContext(trainer.num_updates, None, None, defaults)
+                self._pending = UpdateContext(None, None, TorchDefaults.found())
             if not trainer.is_broken:
                 self._reminders.too_small(size, augmenter.share)
             return given
@@ -225,7 +209,7 @@ class PoseAugHook:
             inputs_2d = mix(given.inputs_2d, made[0], *how)
             inputs_3d = mix(given.inputs_3d, made[1], *how)
         self._reminders.augmented()
-        self._pending = UpdateContext(trainer.num_updates, batch, replaced, defaults)
+        self._pending = UpdateContext(batch, replaced, defaults)
         self._observer.expect(inputs_2d if trainer.learns_next else None)
         camera = mix_cameras(given.camera, batch.intrinsics, *how) if return_camera else None
         return HostBatch(inputs_2d, inputs_3d, camera)
@@ -240,15 +224,14 @@ class PoseAugHook:
         if not isinstance(prediction, Tensor):
             kind = type(prediction).__name__
             raise PoseAugError(f"PoseAugHook.observe: prediction must be a tensor, got {kind}.")
-        self._observer.take(prediction)
+        self._observer.certain = prediction.detach()
 
     def step(self) -> None:
         """Train the hook's networks on the last augmented batch.
 
         Called by itself right before the optimizer steps (right after, where the step's closure
-        augments); only where the optimizer cannot be hooked, or with ``auto_step=False``, call it
-        by hand before ``optimizer.step()``. Does nothing where there is nothing new. Where
-        something fails, it raises RuntimeError; the estimator's weights are as they were.
+        augments). Call it before ``optimizer.step()`` only where that cannot be hooked, or with
+        ``auto_step=False``. RuntimeError for a failure; the estimator's weights are as they were.
         """
         if self._stepping is None:
             self._train(skip=None)
@@ -265,9 +248,8 @@ class PoseAugHook:
     def remove(self) -> None:
         """Detach from estimator and optimizer for good; batches then pass through unchanged."""
         self._handle.remove()
-        attachment.unwatch_optimizers(self)
         self.enabled = self._is_attached = False
-        self._forget()
+        self._forget()  # so that no optimizer's step finds anything to do
 
     @property
     def policy(self) -> Policy:
@@ -302,8 +284,7 @@ class PoseAugHook:
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes during training, as tensors and plain values.
 
-        Loads with ``torch.load(..., weights_only=True)``. Take it between an optimizer step and the
-        next `augment`.
+        Loads with ``weights_only=True``. Take it between an optimizer step and the next `augment`.
         """
         training = None if self._trainer is None else self._trainer.state_dict()
         return as_state(self.skeleton, training)

@@ -21,14 +21,10 @@ AUC_THRESHOLDS = tuple(millimetres / 1000 for millimetres in range(0, 151, 5))
 """Metres. The 31 thresholds of MPI-INF-3DHP, 0 to 150 mm."""
 
 
-def mpjpe(
-    predicted: Tensor, target: Tensor, *, weights: Tensor | None = None, reduction: Reduce = "mean"
-) -> Tensor:
+def mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") -> Tensor:
     """Mean per-joint position error: Human3.6M protocol 1 (Ionescu et al. 2014).
 
-    Usable as a loss: its gradient is 0, not NaN, where a joint is hit exactly. ``weights`` are
-    factors that broadcast to (..., J); weighted errors are averaged, not divided by the sum of the
-    weights (VideoPose3D).
+    Usable as a loss: its gradient is 0, not NaN, where a joint is hit exactly.
 
     Example:
         >>> target = torch.zeros(2, 17, 3)
@@ -36,23 +32,15 @@ def mpjpe(
         tensor(5.)
     """
     predicted, target = _checked("mpjpe", predicted, target)
-    errors = (predicted - target).norm(dim=-1)
-    if weights is not None:
-        try:
-            errors = errors * weights.expand_as(errors)
-        except RuntimeError:
-            shapes = f"{tuple(errors.shape)}, got {tuple(weights.shape)}"
-            raise PoseAugError(f"mpjpe: weights must broadcast to {shapes}.") from None
-    return _reduce("mpjpe", errors.mean(-1), reduction)
+    return _reduce("mpjpe", (predicted - target).norm(dim=-1).mean(-1), reduction)
 
 
 def p_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") -> Tensor:
     """MPJPE after the best similarity transform: Human3.6M protocol 2 (Ionescu et al. 2014).
 
     Each prediction is moved, rotated and scaled to its target by least squares (Procrustes; Umeyama
-    1991), but not mirrored: a left/right swap stays an error. Of a prediction with all joints in
-    one point the centroid is aligned. No loss: the gradient is NaN where the best rotation is not
-    unique.
+    1991), but not mirrored: a left/right swap stays an error. Of joints in one point the centroid
+    is aligned. No loss: the gradient is NaN where the best rotation is not unique.
 
     Example:
         >>> target = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
@@ -105,9 +93,8 @@ def mpjve(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") -> T
 def pck(predicted: Tensor, target: Tensor, *, threshold: float = 0.150) -> Tensor:
     """Percentage of correct keypoints in 3D, 3DPCK (Mehta et al. 2017): a scalar in [0, 100].
 
-    An error below ``threshold``, in the unit of the poses, is correct; by default 150 mm. A root
-    joint at the origin in both poses is always correct: drop it beforehand, or keep it to compare
-    with the released PoseAug numbers.
+    An error below ``threshold``, in the unit of the poses, is correct; by default 150 mm. A root at
+    the origin in both is always correct: drop it, or keep it to compare with released numbers.
     """
     predicted, target = _checked("pck", predicted, target)
     errors = (predicted - target).norm(dim=-1)

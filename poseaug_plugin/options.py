@@ -1,21 +1,22 @@
 """The hook's options, each checked when the hook is built, and the trainings they describe."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from .adversary.critics import (
-    AdversarialTerm,
     Critic,
-    EntropyTerm,
-    FrameTerm,
     KeypointCritic,
     PartKCSCritic,
-    RangeTerm,
-    Term,
+    Terms,
+    adversarial_term,
+    entropy_term,
+    frame_term,
+    range_term,
 )
 from .augment.augmenter import FrameCheck, Projection
 from .augment.policy import AugmentationPolicy, Operation, RandomPolicy, Spread, check_operations
@@ -28,7 +29,6 @@ from .feedback.observer import first_tensor
 from .feedback.target import ClosedLoop, TargetKeypoints
 from .host.adapter import Adapter, HostPoses
 from .runtime.isolation import Mode, TorchDefaults, isolated_call
-from .runtime.optimizer import GuardedAdam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,12 +63,6 @@ class Options:
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), 0.0, high)
 
-    @property
-    def given(self) -> list[str]:
-        """Names of the options that are not left to the preset."""
-        left = [option.name for option in fields(self) if option.default is None]
-        return [name for name in left if getattr(self, name) is not None]
-
     def check_effects(self, preset: str, reads: frozenset[str]) -> None:
         """Refuse an option that has no effect, and ask for one that is missing."""
         if "total_updates" in reads and self.total_updates is None:
@@ -76,7 +70,9 @@ class Options:
                 f"preset={preset!r} changes over the training: pass "
                 "total_updates=epochs * batches_per_epoch."
             )
-        idle = dict.fromkeys(set(self.given) - reads, f"preset={preset!r}")
+        read_by_all = "mix", "cuda_graphs"
+        given = [n for n, value in vars(self).items() if value is not None and n not in read_by_all]
+        idle = dict.fromkeys(set(given) - reads, f"preset={preset!r}")
         if self.mix == "append":
             idle["share"] = "mix='append', which augments a copy of the whole batch"
         if (policy := self.policy) is not None:
@@ -88,7 +84,7 @@ class Options:
                 idle["entropy_weight"] = "a policy that has no entropy()"
             if not isinstance(policy, AugmentationPolicy):
                 idle["feedback"] = "a policy of your own, whose strength the hook cannot set"
-        for name in self.given:
+        for name in given:
             if name in idle:
                 raise PoseAugError(f"{name} has no effect with {idle[name]}; leave it out.")
 
@@ -120,7 +116,6 @@ class Surroundings(NamedTuple):
 class UpdateContext(NamedTuple):
     """What is known of the host when an update begins."""
 
-    num_updates: int
     batch: AugmentedBatch | None
     host: HostPoses | None  # the host's own samples that were augmented
     defaults: TorchDefaults  # the user's
@@ -131,7 +126,7 @@ class Training(NamedTuple):
 
     policy: Policy
     critics: tuple[Critic, ...] = ()
-    terms: tuple[Term, ...] = ()  # of the policy's loss; none where it does not learn
+    terms: Terms | None = None  # of the policy's loss; none where it does not learn
     controller: FeedbackController | None = None
     closed_loop: ClosedLoop | None = None
     interval: int = 8  # something is learned, and figures are taken, in one update out of so many
@@ -139,8 +134,8 @@ class Training(NamedTuple):
     pool_capacity: int = 1024
     project: Projection = project_points
     frame_check: FrameCheck = in_view
-    make_optimizer: Callable[[nn.Module], GuardedAdam] = GuardedAdam
-    before_update: Callable[[UpdateContext], None] | None = None
+    # Called with the number of updates so far, and gives the learning rate.
+    before_update: Callable[[int, UpdateContext], float] | None = None
 
 
 class Preset(Protocol):
@@ -181,11 +176,14 @@ class DefaultPreset:
         critics = (PartKCSCritic(skeleton), KeypointCritic(skeleton)) if weight else ()
         for critic in critics:
             critic.weight = weight
-        own = RangeTerm(), FrameTerm(surroundings.aspect_ratio), EntropyTerm(policy, reward)
+        terms: Terms = {c.name: partial(adversarial_term, critic=c) for c in critics}
+        terms["range"] = range_term
+        terms["frame"] = partial(frame_term, aspect_ratio=surroundings.aspect_ratio)
+        terms["entropy"] = partial(entropy_term, policy=policy, weight=reward)
         controller = None
         if isinstance(policy, AugmentationPolicy) and options.feedback is not False:
             controller = FeedbackController(policy.strength)
-        return Training(policy, critics, (*map(AdversarialTerm, critics), *own), controller, loop)
+        return Training(policy, critics, terms, controller, loop)
 
 
 class RandomPreset(DefaultPreset):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .adversary.critics import Critic, Term, critic_loss
+from .adversary.critics import Critic, Terms, critic_loss
 from .adversary.pool import FakePosePool
 from .augment.augmenter import Augmenter
 from .augment.policy import AugmentationPolicy, RandomPolicy
@@ -30,7 +30,6 @@ from .runtime.recorder import Recorder
 _PATIENCE = 8  # updates that left a network out, after which weights are looked at
 _FEEDBACK = "feedback"  # among gradients: the figures that the controller needs
 
-
 Tensors = dict[str, Tensor]  # by name
 Gradients = dict[str, WeightedGradients]  # by network
 # A loss to be differentiated; and detached, losses of the hook's and readings of the monitor's.
@@ -47,12 +46,11 @@ class Phase(NamedTuple):
     interval: int  # it learns in one of so many updates
 
 
-def _policy_loss(terms: tuple[Term, ...], generated: GeneratedPoses) -> Loss:
+def _policy_loss(terms: Terms, generated: GeneratedPoses) -> Loss:
     """Sum of the terms (PoseAug section 3.4), of poses that are in graph with the policy."""
-    values = [term(generated) for term in terms]
-    total = sum(values, generated.keypoints.new_zeros(()))
-    losses = {f"policy/{t.name}": v.detach() for t, v in zip(terms, values, strict=True)}
-    return total, {"policy": total.detach(), **losses}, {}
+    values = {f"policy/{name}": term(generated) for name, term in terms.items()}
+    total = sum(values.values(), generated.keypoints.new_zeros(()))
+    return total, {n: x.detach() for n, x in {"policy": total, **values}.items()}, {}
 
 
 def _critic_loss(
@@ -113,19 +111,17 @@ class Trainer:
         self.interval = training.interval
 
         if training.terms:
-            optimizer = training.make_optimizer(self.policy)
-            loss = partial(_policy_loss, training.terms)
+            loss, optimizer = partial(_policy_loss, training.terms), GuardedAdam(self.policy)
             self.phases.append(Phase("policy", self.policy, loss, optimizer, self.interval))
         for critic in training.critics:
             self.pools[critic.name] = pool = FakePosePool(training.pool_capacity, critic.shape)
-            optimizer = training.make_optimizer(critic.to(device))
+            optimizer = GuardedAdam(critic.to(device))
             loss = partial(_critic_loss, critic, pool.to(device), self.generator)
             interval = self.interval * critic.interval
             self.phases.append(Phase(critic.name, critic, loss, optimizer, interval))
-        draws = isinstance(self.policy, RandomPolicy)
-        self.monitor = Monitor(tuple(self.pools), draws).to(device)
+        self.monitor = Monitor(tuple(self.pools), isinstance(self.policy, RandomPolicy)).to(device)
         self._statistics = [b for b in saved_buffers(self.policy) if b.is_floating_point()]
-        names = [*(p.name for p in self.phases), *(f"policy/{t.name}" for t in training.terms)]
+        names = [p.name for p in self.phases] + [f"policy/{name}" for name in training.terms or ()]
         self.losses = dict.fromkeys(names, torch.full((), torch.nan, device=device))
         modules: dict[str, Any] = {"policy": self.policy, "monitor": self.monitor}
         for phase in self.phases:
@@ -179,7 +175,9 @@ class Trainer:
                 if loop is not None:
                     answers = self._ask(loop, context)
                 if learns and self._before_update is not None:
-                    self._before_update(context)
+                    rate = self._before_update(self.num_updates, context)
+                    for phase in self.phases:
+                        phase.optimizer.set_learning_rate(rate)
                 if learns and batch is not None:
                     gradients, losses, readings = call(self._learn, batch, predicted, due)
                     self.losses = self.losses | losses
@@ -251,7 +249,7 @@ class Trainer:
 
     def _ask(self, loop: ClosedLoop, context: UpdateContext) -> Answers | None:
         """The estimator's answers about the target; every rank asks about other frames."""
-        _, batch, host, defaults = context
+        batch, host, defaults = context
         if batch is None or host is None:
             return None
         one = batch.batch.joints, *host  # any sample: of the format

@@ -70,13 +70,6 @@ def test_golden_position_errors(name: str, case: str) -> None:
     same(each.flatten(), GOLDEN[f"{case}/{name}_per_pose"])
 
 
-@each_case
-def test_golden_weighted_mpjpe(case: str) -> None:
-    predicted, target = GOLDEN[f"{case}/pred"], GOLDEN[f"{case}/target"]
-    weighted = mpjpe(predicted, target, weights=GOLDEN[f"{case}/w"])
-    same(weighted, GOLDEN[f"{case}/weighted_mpjpe"])
-
-
 def test_golden_mpjpe_gradient() -> None:
     predicted = GOLDEN["B/pred"].clone().requires_grad_()
     (gradient,) = torch.autograd.grad(mpjpe(predicted, GOLDEN["B/target"]), predicted)
@@ -231,18 +224,6 @@ def test_pck_is_strict_and_counts_percent() -> None:
 
 def test_auc_of_a_perfect_prediction_is_thirty_out_of_thirty_one() -> None:
     assert auc(poses(4, 17), poses(4, 17)).item() == pytest.approx(100 * 30 / 31)
-
-
-def test_mpjpe_weights_broadcast_and_are_not_normalised() -> None:
-    predicted, target = pair(2, 5, 17)
-    each = mpjpe(predicted, target, reduction="none")
-    weights = torch.tensor([[[0.5]], [[2.0]]], dtype=torch.float64)
-    same(mpjpe(predicted, target, weights=weights, reduction="none"), each * weights[..., 0])
-    same(mpjpe(predicted, target, weights=torch.full((17,), 3.0)), 3 * each.mean())
-    keep = torch.zeros(17, dtype=torch.bool)
-    keep[:4] = True
-    kept = mpjpe(predicted[..., :4, :], target[..., :4, :])
-    same(mpjpe(predicted, target, weights=keep), kept * 4 / 17)
 
 
 # -- shapes, dtypes, memory layouts ----------------------------------------------------------------
@@ -447,13 +428,6 @@ def test_mpjve_needs_two_frames(shape: tuple[int, ...]) -> None:
     assert message(mpjve, torch.zeros(shape), torch.zeros(shape)) == (
         f"mpjve: predicted must be (..., frames, joints, 3) with two frames or more, got {shape}."
     )
-
-
-@pytest.mark.parametrize("shape", [(4,), (2, 4, 17), (17, 1)])
-def test_weights_must_fit(shape: tuple[int, ...]) -> None:
-    pose = torch.zeros(4, 17, 3)
-    expected = f"mpjpe: weights must broadcast to (4, 17), got {shape}."
-    assert message(mpjpe, pose, pose, weights=torch.ones(shape)) == expected
 
 
 def test_auc_needs_thresholds() -> None:

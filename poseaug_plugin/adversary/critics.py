@@ -1,7 +1,7 @@
 """What keeps poses human: critics, and the terms of the policy's loss."""
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from ..body.bones import bone_directions, joints_to_bones
 from ..body.camera import project_points
 from ..body.presets import find_skeleton
 from ..body.skeleton import Skeleton
+
+# Terms of the policy's loss by name, each weighted, 0-d.
+Terms = dict[str, Callable[[GeneratedPoses], Tensor]]
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -82,8 +85,7 @@ class PartKCSCritic(Critic):
 
     In this kinematic chain space (Wandt & Rosenhahn, CVPR 2019) bent poses, each in one frame, are
     angles between bones: neither size, nor place, nor viewpoint. ``scope="parts"`` gives one score
-    per part in the order of ``skeleton.part_bones``; ``"whole"`` judges the whole body by one
-    network (the paper's ablation).
+    per part in the order of ``skeleton.part_bones``; ``"whole"`` is one part (paper's ablation).
     """
 
     name = "critic_3d"
@@ -140,8 +142,7 @@ class PartKCSCritic(Critic):
 class KeypointCritic(Critic):
     """Score of a 2D pose in normalised screen coordinates (PoseAug section 3.3).
 
-    Each is of one frame. Real ones are projections of the poses that were augmented, not a
-    detector's, so that it does not learn the detector's noise.
+    Of one frame. Real ones are projections, so that it does not learn a detector's noise.
     """
 
     name = "critic_2d"
@@ -173,18 +174,6 @@ class KeypointCritic(Critic):
         return self.score(leaky_relu(self.layer_last(self.layer_4(third))))
 
 
-class AdversarialTerm:
-    """Rewards poses that a critic takes for human (LSGAN)."""
-
-    def __init__(self, critic: Critic) -> None:
-        self.critic, self.name = critic, critic.name
-
-    def __call__(self, generated: GeneratedPoses) -> Tensor:
-        """The weighted term, 0-d."""
-        scores = self.critic(self.critic.fake(generated))
-        return self.critic.weight * lsgan_policy_loss(scores, generated.weights)
-
-
 def critic_loss(
     critic: Critic, real: Tensor, fake: Tensor, weights: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -194,56 +183,35 @@ def critic_loss(
     return lsgan_critic_loss(real_scores, fake_scores, weights), accuracy.detach()
 
 
-class Term(Protocol):
-    """One term of the policy's loss."""
-
-    name: str
-
-    def __call__(self, generated: GeneratedPoses) -> Tensor:
-        """The weighted term, 0-d."""
+def adversarial_term(generated: GeneratedPoses, critic: Critic) -> Tensor:
+    """Reward of poses that a critic takes for human (LSGAN), 0-d."""
+    return critic.weight * lsgan_policy_loss(critic(critic.fake(generated)), generated.weights)
 
 
-@dataclass
-class RangeTerm:
-    """Keeps bone angles and lengths near the source's (PoseAug equation 4)."""
+def range_term(
+    generated: GeneratedPoses,
+    weight: float = 3.0,
+    angle_limit: float = 0.205,
+    length_limit: float = 0.15,
+) -> Tensor:
+    """Keeps bone angles and lengths near the source's (PoseAug equation 4), 0-d.
 
-    weight: float = 3.0
-    angle_limit: float = 0.205  # a mean of 1 - cos(bone angle) below it is free
-    length_limit: float = 0.15  # a mean |bone length ratio| below it is free
-    name = "range"
-
-    def __call__(self, generated: GeneratedPoses) -> Tensor:
-        """The weighted term, 0-d."""
-        weights, ratios = generated.weights, generated.length_ratios.abs()
-        angle = weighted_mean(rectified_mean(generated.angle_change, self.angle_limit), weights)
-        length = weighted_mean(rectified_mean(ratios, self.length_limit), weights)
-        return (angle + length) * self.weight
+    A mean of 1 - cos(bone angle), or of |bone length ratio|, below its limit is free.
+    """
+    weights, ratios = generated.weights, generated.length_ratios.abs()
+    angle = weighted_mean(rectified_mean(generated.angle_change, angle_limit), weights)
+    return (angle + weighted_mean(rectified_mean(ratios, length_limit), weights)) * weight
 
 
-@dataclass
-class FrameTerm:
-    """Mean squared distance of keypoints outside the frame; its gradient pulls a pose back."""
-
-    aspect_ratio: float
-    name = "frame"
-
-    def __call__(self, generated: GeneratedPoses) -> Tensor:
-        """The weighted term, 0-d."""
-        x, y = generated.keypoints.abs().unbind(-1)
-        outside = (x - 1).relu().square() + (y - self.aspect_ratio).relu().square()
-        # Bounded, so that a pose far outside does not drown the others, and never without gradient.
-        return weighted_mean(outside / (1 + outside), generated.weights)
+def frame_term(generated: GeneratedPoses, aspect_ratio: float) -> Tensor:
+    """Mean squared distance of keypoints outside the frame, 0-d; its gradient pulls them back."""
+    x, y = generated.keypoints.abs().unbind(-1)
+    outside = (x - 1).relu().square() + (y - aspect_ratio).relu().square()
+    # Bounded, so that a pose far outside does not drown the others, and never without gradient.
+    return weighted_mean(outside / (1 + outside), generated.weights)
 
 
-@dataclass
-class EntropyTerm:
-    """Rewards wide draws of a policy that tells its entropy."""
-
-    policy: Policy
-    weight: float
-    name = "entropy"
-
-    def __call__(self, generated: GeneratedPoses) -> Tensor:
-        """The weighted term, 0-d."""
-        entropy = self.policy.entropy()
-        return generated.keypoints.new_zeros(()) if entropy is None else -self.weight * entropy
+def entropy_term(generated: GeneratedPoses, policy: Policy, weight: float) -> Tensor:
+    """Reward of wide draws, 0-d; 0 for a policy that does not tell its entropy."""
+    entropy = policy.entropy()
+    return generated.keypoints.new_zeros(()) if entropy is None else -weight * entropy

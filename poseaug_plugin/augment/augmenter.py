@@ -27,10 +27,6 @@ from .transforms import (
 Projection = Callable[[Tensor, Tensor], Tensor]
 # Points (B, ..., 3), keypoints (B, ..., 2), intrinsics (B, 9), height / width to (B, ...) bool.
 FrameCheck = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-# Draws so many windows of so many frames from sequences.
-Sampler = Callable[[int, int, torch.Generator], CanonicalBatch]
-# Puts other poses in place of some that were chosen.
-Exchange = Callable[[CanonicalBatch, torch.Generator], CanonicalBatch]
 
 
 @dataclass(eq=False)
@@ -46,9 +42,11 @@ class Augmenter:
     learn_from: int | None = None  # samples that an update learns from, at most; None for all
     project: Projection = project_points
     frame_check: FrameCheck = in_view
-    sample: Sampler | None = None  # gives windows to augment where they are not the batch's
+    # Draws so many windows of so many frames to augment, where they are not the batch's.
+    sample: Callable[[int, int, torch.Generator], CanonicalBatch] | None = None
     target_frame: Callable[[int], int] = middle_frame  # which of so many frames is lifted
-    exchange: Exchange | None = None  # has no part in what an update learns from
+    # Puts other poses in place of some; has no part in what an update learns from.
+    exchange: Callable[[CanonicalBatch, torch.Generator], CanonicalBatch] | None = None
 
     def __post_init__(self) -> None:
         self._statistics = saved_buffers(self.policy)

@@ -38,8 +38,7 @@ class Spread:
         yaw: Turn about the vertical of the batch (`rotation.vertical`), uniform in +-yaw.
         pitch: Tilt towards the camera, normal.
         roll: Lean in the picture, normal.
-        depth: A pose takes the root position of another of the batch, times a factor drawn
-            uniformly between these two.
+        depth: A pose takes the root of another of the batch, times a factor uniform in between.
         keep_view: Share of the poses that keep view and place: one hard thing at a time.
         limb_angle: Limbs turn as a whole about their hip or shoulder, normal about each axis. Arms
             (parts with "arm" in their name) reach further and turn twice as far.
@@ -67,10 +66,10 @@ class Spread:
 
     def __post_init__(self) -> None:
         depth = self.depth
-        widths = {name: value for name, value in vars(self).items() if name != "depth"}
-        for name, value in widths.items():
-            is_share = name in ("keep_view", "bone_length", "torso_length")
-            check_number(f"Spread: {name}", value, 0.0, 1.0 if is_share else math.inf)
+        for name, value in vars(self).items():
+            if name != "depth":
+                is_share = name in ("keep_view", "bone_length", "torso_length")
+                check_number(f"Spread: {name}", value, 0.0, 1.0 if is_share else math.inf)
         if not isinstance(depth, (tuple, list)) or len(depth) != 2:
             raise PoseAugError(
                 f"Spread: depth must be a pair of factors, (nearest, furthest), got {depth!r}."
@@ -173,7 +172,6 @@ class AugmentationPolicy(RandomPolicy):
     It starts as `RandomPolicy`, so poses are plausible from the first step, and a batch stays
     diverse whatever is learned. Critics narrow its spreads, entropy widens them again, and the
     estimator's error sets the strength of all. PoseAug's own networks are `reference.regressors`.
-
     Arguments and shapes are those of `RandomPolicy`; ``spread`` is that of the beginning.
     """
 

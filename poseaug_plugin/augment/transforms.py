@@ -111,8 +111,7 @@ class AugmentedBatch(NamedTuple):
 class Policy(nn.Module):
     """From poses and noise to the parameters of an augmentation; one's own overrides `forward`.
 
-    Joints (B, T, J, 3) in camera-space metres and noise (B, noise_size), standard normal: the same
-    give the same `AugmentationParameters`.
+    Joints (B, T, J, 3), camera-space metres, and standard normal noise (B, noise_size) decide it.
     """
 
     noise_size: int  # standard normal numbers that one augmentation takes
@@ -173,9 +172,8 @@ def identity_parameters(joints: Tensor, skeleton: Skeleton) -> AugmentationParam
 def bend_directions(directions: Tensor, offset: Tensor) -> Tensor:
     """Turn bones: direction = normalise(direction + offset), in a window's middle frame.
 
-    Of unit vectors (B, T, bones, 3). The smallest rotation that takes a bone there serves the whole
-    window, so that it moves as fast as before. Adding the offset (B, 1, bones, 3) in every frame
-    would speed it up where they cancel.
+    Of unit vectors (B, T, bones, 3) and offsets (B, 1, bones, 3). The smallest rotation serves
+    the whole window, so that it moves as fast as before: offsets in every frame may speed it up.
     """
     frames = directions.shape[1]
     middle = middle_frame(frames)

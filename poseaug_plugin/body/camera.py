@@ -1,8 +1,7 @@
 """Projection with VideoPose3D's nine intrinsics; what is in view; where a pose stands.
 
 Intrinsics (..., 9): focal length / width * 2 (2), principal point normalised like pixels (2),
-radial k1..k3, tangential p1, p2. Normalised screen coordinates: x in [-1, 1] over the image width,
-y in [-h/w, h/w].
+radial k1..k3, tangential p1, p2. Normalised screen coordinates: x in [-1, 1], y in [-h/w, h/w].
 """
 
 import torch
@@ -21,11 +20,7 @@ def _per_point(intrinsics: Tensor, points: Tensor) -> Tensor:
 
 
 def _distort(rays: Tensor, intrinsics: Tensor) -> Tensor:
-    """Human3.6M's lens. Beyond 45 degrees on both axes its factor stays what it is there.
-
-    The polynomial was fitted inside the frame. Further out it turns over and would send a point
-    that moves right to the left, and its gradient with it.
-    """
+    """Human3.6M's lens. Beyond 45 degrees on both axes, where it turns over, its factor stays."""
     k1, k2, k3, tangential = intrinsics[..., 4:].split((1, 1, 1, 2), -1)
     r2 = rays.square().sum(-1, keepdim=True)
     inside = rays * (r2.clamp(min=_LENS_LIMIT) / _LENS_LIMIT).rsqrt()

@@ -13,8 +13,7 @@ _RIGHT_ARM = " right_shoulder right_elbow right_wrist"
 def _skeleton(name: str, joints: str, torso: tuple[str, ...], arm: str, leg: str) -> Skeleton:
     """A skeleton from its joints in order and chains of them, each from a parent outwards.
 
-    The torso has several; that of arm or leg begins with the torso's joint, stands for a left and a
-    right limb, and leaves their side out.
+    That of arm or leg begins with the torso's joint, and is of a left and of a right limb.
     """
     order = joints.split()
     chains = [chain.split() for chain in torso]

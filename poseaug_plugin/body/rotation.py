@@ -7,8 +7,7 @@ from torch import Tensor, nn
 def axis_angle_to_matrix(axis_angle: Tensor) -> Tensor:
     """Exact exponential map: axis times angle (..., 3), radians, to rotation matrices (..., 3, 3).
 
-    +0.6 about z sends the x axis to (0.825, 0.565, 0). Orthonormal to rounding, with a finite
-    gradient at zero rotation.
+    +0.6 about z sends the x axis to (0.825, 0.565, 0). The gradient is finite at zero rotation.
     """
     axes = torch.eye(3, dtype=axis_angle.dtype, device=axis_angle.device)
     axes = axes.expand(*axis_angle.shape, 3)
@@ -31,8 +30,7 @@ def vertical(poses: Tensor) -> Tensor:
 
     It is the longest axis of root-relative poses (B, J, 3) all together, since bodies are higher
     than wide and turned every way. Power iteration starts from the camera's y axis, and stays there
-    where no axis is longest. One direction serves a batch, whatever cameras are mixed in it; of
-    joints in one point it is zero.
+    where no axis is longest. One direction serves a batch; of joints in one point it is zero.
     """
     points = poses.flatten(0, 1)
     spread = points.T @ points
@@ -43,8 +41,7 @@ def view_rotation(angles: Tensor, axis: Tensor) -> Tensor:
     """Turn (about ``axis``), tilt (about the camera's x), roll (about its viewing direction).
 
     ``R = R_z(roll) R_x(pitch) R_axis(yaw)`` (B, 3, 3) in camera axes (x right, y down, z forward),
-    of angles (B, 3), yaw, pitch and roll in radians, and a unit vector ``axis`` (3,), as of
-    `vertical`.
+    of angles (B, 3), yaw, pitch and roll in radians, and a unit vector ``axis`` (3,).
     """
     # Rodrigues, about the three axes at once: 1 + sin(t) K + (1 - cos(t)) K², where K x = axis × x.
     one = torch.eye(3, dtype=axis.dtype, device=axis.device)

@@ -131,9 +131,8 @@ class Skeleton:
     def part_bones(self) -> Parts:
         """The bones that each part's critic sees (PoseAug section 3.3, released ``kcs_layer_*``).
 
-        A limb is judged together with what it is articulated against: the bone that it hangs from
-        or, where it hangs from the root, the other bones there. The torso is every other bone, and
-        the first bone of each limb.
+        A limb is judged with what it hangs from: a bone or, at the root, the other bones there. The
+        torso is every other bone, and the first of each limb.
         """
         parts: dict[str, tuple[int, ...]] = {}
         distal: set[int] = set()

@@ -35,8 +35,7 @@ def observed_errors(
     places, originals = batch.places, batch.originals
     if predicted.shape != (len(places) + len(originals), *original.shape[1:]):
         return None
-    of_augmented = places, augmented, batch.accepted
-    rows, poses, accepted = evenly_spaced(of_augmented, len(places), _ENOUGH)
+    rows, poses, accepted = evenly_spaced((places, augmented, batch.accepted), len(places), _ENOUGH)
     originals = evenly_spaced(originals, len(originals), _ENOUGH)
 
     def errors(rows: Tensor, targets: Tensor) -> Tensor:
@@ -63,10 +62,9 @@ def observed_errors(
 class FeedbackController(nn.Module):
     """Keeps augmented poses no harder than what the estimator can learn from.
 
-    One bounded number, the strength in [0, 1], multiplies all spreads of the policy. It falls while
-    the estimator's error on augmented poses is near that of answering with their mean pose, and
-    returns when it is not. An estimator that is no better on original poses has hardly begun and
-    tells nothing. In the manner of StyleGAN2-ADA's controller (Karras et al. 2020, section 3.1).
+    One number in [0, 1], the strength, multiplies all spreads of the policy. It falls while the
+    error on augmented poses is near that of answering with their mean pose, else returns. Errors as
+    high on originals tell nothing. After StyleGAN2-ADA (Karras et al. 2020, section 3.1).
     """
 
     strength: Tensor

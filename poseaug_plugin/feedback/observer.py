@@ -20,19 +20,15 @@ class PredictionObserver:
     def expect(self, inputs_2d: Tensor | None) -> None:
         """From now on look for the forward pass that takes ``inputs_2d``; None for none."""
         self._awaited = inputs_2d
-        self._certain: Tensor | None = None
+        self.certain: Tensor | None = None  # the user may say it, too
         self._likely: Tensor | None = None
         self._parts: dict[range, Tensor] = {}  # predictions by rows of the batch
-
-    def take(self, prediction: Tensor) -> None:
-        """The user says what the prediction is."""
-        self._certain = prediction.detach()
 
     @property
     def prediction(self) -> Tensor | None:
         """The estimator's answer to the whole batch; None if that was not seen."""
-        if self._certain is not None or not self._parts or self._awaited is None:
-            return self._likely if self._certain is None else self._certain
+        if self.certain is not None or not self._parts or self._awaited is None:
+            return self._likely if self.certain is None else self.certain
         parts = [self._parts[rows] for rows in sorted(self._parts, key=lambda rows: rows.start)]
         is_whole = sum(map(len, self._parts)) >= self._awaited.shape[0]
         if not is_whole or len({part.shape[1:] for part in parts}) > 1:
@@ -41,7 +37,7 @@ class PredictionObserver:
 
     def on_forward(self, _: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
         """Forward hook: look whether this was the awaited pass, or a part of it."""
-        if self._awaited is None or self._certain is not None or not torch.is_grad_enabled():
+        if self._awaited is None or self.certain is not None or not torch.is_grad_enabled():
             return
         prediction = first_tensor(output)
         if prediction is None or not prediction.dim() or _memory(prediction) is None:
@@ -52,7 +48,7 @@ class PredictionObserver:
         if own is not None:
             rows = _rows_seen(own, self._awaited)
             if len(rows) == self._awaited.shape[0]:
-                self._certain = prediction
+                self.certain = prediction
             elif not any(set(rows) & set(other) for other in self._parts):
                 self._parts[rows] = prediction
         elif any(x.numel() == self._awaited.numel() for x in given):

@@ -46,9 +46,8 @@ class InertCallback:
         return getattr, (nullcontext(), "__exit__")
 
 
-# Callbacks are registered once and for good: taken away while another thread steps, or by the
-# garbage collector in the middle of a step, they would break that step. Their tuple is replaced,
-# never changed, for the same reason.
+# Callbacks are registered for good: taken away while another thread steps, or by the garbage
+# collector in a step, they would break it. So would a change of their tuple, which is replaced.
 _watchers: tuple[InertCallback, ...] = ()
 _registering = threading.RLock()
 _is_registered = False
@@ -71,13 +70,6 @@ def watch_optimizers(owner: object, method: Callable[..., None]) -> None:
             _is_registered = True
             register_optimizer_step_pre_hook(partial(_tell_watchers, False))
             register_optimizer_step_post_hook(partial(_tell_watchers, True))
-
-
-def unwatch_optimizers(owner: object) -> None:
-    """Call nobody for this owner any more."""
-    global _watchers
-    with _registering:
-        _watchers = tuple(watcher for watcher in _watchers if watcher.owner() is not owner)
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -58,8 +58,7 @@ def infer_skeleton(
 ) -> Skeleton:
     """The preset that a batch is in, from its joint count and, if need be, its symmetry.
 
-    Human3.6M, MPI-INF-3DHP and COCO all have 17 joints: of the right one, left and right bones are
-    equally long. Raises `PoseAugError` where none fits, or several do.
+    Of the right one, left and right bones are equally long. `PoseAugError` for none, or several.
     """
     count = adapter.num_joints(inputs_3d)
     presets = [s for s in SKELETONS.values() if s.num_joints == count]
@@ -217,8 +216,7 @@ def length_variation(joints: Tensor, skeleton: Skeleton) -> float:
 def detour(joints: Tensor, skeleton: Skeleton) -> float:
     """Length of the skeleton / length of the shortest tree through its joints (N, T, J, 3).
 
-    A body's bones are nearly that tree. An order that keeps bones rigid and symmetric but mistakes
-    shoulders for hips, or a spine for a thorax, runs to and fro.
+    A body's bones are nearly that tree; an order that mistakes shoulders for hips runs to and fro.
     """
     distances = torch.cdist(joints, joints).flatten(0, 1).median(0).values.tolist()
     bones = zip(skeleton.bone_children, skeleton.bone_parents, strict=True)

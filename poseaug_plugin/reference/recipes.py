@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..adversary.critics import (
-    AdversarialTerm,
     Critic,
     KeypointCritic,
     PartKCSCritic,
-    RangeTerm,
+    Terms,
+    adversarial_term,
+    range_term,
     weighted_mean,
 )
 from ..augment.transforms import GeneratedPoses, matching_frames
@@ -24,7 +25,6 @@ from ..body.camera import Z_NEAR, in_view, project_points, project_rays
 from ..body.skeleton import Skeleton
 from ..errors import check_choice, check_number
 from ..options import Options, Surroundings, Training, UpdateContext, learns
-from ..runtime.optimizer import GuardedAdam
 from .regressors import RegressorPolicy, trunk_bones
 
 
@@ -103,27 +103,19 @@ def dead_zone(values: Tensor, centre: float, half_width: float) -> Tensor:
     return torch.where(distance > half_width**2, distance, 0.0)
 
 
-class BothSidedTerm(AdversarialTerm):
+def both_sided_term(generated: GeneratedPoses, critic: Critic) -> Tensor:
     """1/2 [D(real)^2 + (D(fake) - 1)^2]; the first half is a constant, with no gradient."""
-
-    def __call__(self, generated: GeneratedPoses) -> Tensor:
-        """The weighted term, 0-d."""
-        real = self.critic(self.critic.real(generated)).detach()
-        half = 0.5 * self.critic.weight * weighted_mean(real.square(), generated.weights)
-        return super().__call__(generated) + half
+    real = critic(critic.real(generated)).detach()
+    half = 0.5 * critic.weight * weighted_mean(real.square(), generated.weights)
+    return adversarial_term(generated, critic) + half
 
 
-class ReleasedRangeTerm:
+def released_range_term(generated: GeneratedPoses) -> Tensor:
     """Two-sided limits on the mean bone angle, and limits on every bone length ratio."""
-
-    name = "range"
-
-    def __call__(self, generated: GeneratedPoses) -> Tensor:
-        """The weighted term, 0-d."""
-        turned, weights = generated.angle_change.mean(1), generated.weights
-        angle = weighted_mean(dead_zone(turned, 0.205, 0.165), weights)
-        length = weighted_mean(dead_zone(generated.length_ratios, 0.0, 0.1), weights)
-        return 3.0 * (angle + length)
+    turned, weights = generated.angle_change.mean(1), generated.weights
+    angle = weighted_mean(dead_zone(turned, 0.205, 0.165), weights)
+    length = weighted_mean(dead_zone(generated.length_ratios, 0.0, 0.1), weights)
+    return 3.0 * (angle + length)
 
 
 def project_clamped(points: Tensor, intrinsics: Tensor) -> Tensor:
@@ -141,8 +133,8 @@ def paper_frame_check(points: Tensor, _: Tensor, intrinsics: Tensor, aspect_rati
     return in_view(points, project_points(points, intrinsics), intrinsics, aspect_ratio)
 
 
-# A weight, how much harder than their originals poses are to get, the tolerance of that, and which
-# of the `AugmentedPoses` the estimator is asked about.
+# A weight, how much harder than their originals poses are to get, the tolerance of that (released),
+# and which of the `AugmentedPoses` the estimator is asked about.
 FeedbackCase = tuple[float, Ramp, float, Literal["bent", "moved"]]
 
 
@@ -158,7 +150,6 @@ class EstimatorFeedback:
     warmup: float
     context: UpdateContext | None = None  # of the update that begins
     progress: float = 0.0  # share of the training that is done
-    name = "feedback"
 
     def __call__(self, generated: GeneratedPoses) -> Tensor:
         """The weighted term, 0-d."""
@@ -179,7 +170,7 @@ class EstimatorFeedback:
     def ask(self, keypoints: Tensor, joints: Tensor) -> Tensor:
         """The error L_P (B, terms) on (B, T, J, 2) and (B, T, J, 3), differentiable in both."""
         assert self.context is not None
-        _, batch, host, defaults = self.context
+        batch, host, defaults = self.context
         assert batch is not None
         assert host is not None
         adapter, skeleton = self.surroundings.adapter, self.surroundings.skeleton
@@ -260,9 +251,9 @@ class Paper:
         )
         critics[0].weight, critics[1].weight = self.weight_3d, self.weight_2d
         critics[0].interval = critics[1].interval = 2
-        adversarial_term = BothSidedTerm if released else AdversarialTerm
-        adversarial = (adversarial_term(critic) for critic in critics if critic.weight)
-        feedback = EstimatorFeedback(
+        adversarial = both_sided_term if released else adversarial_term
+        terms: Terms = {c.name: partial(adversarial, critic=c) for c in critics if c.weight}
+        terms["feedback"] = feedback = EstimatorFeedback(
             surroundings,
             self._cases(),
             released_feedback if released else paper_feedback,
@@ -270,41 +261,33 @@ class Paper:
             mode="as_found" if released else "frozen",
             warmup=self.warmup,
         )
-        range_term = ReleasedRangeTerm() if released else RangeTerm(weight=1.0, length_limit=0.1)
-        optimizers: list[GuardedAdam] = []
+        terms["range"] = released_range_term
+        if not released:
+            terms["range"] = partial(range_term, weight=1.0, length_limit=0.1)
 
-        def make_optimizer(network: nn.Module) -> GuardedAdam:
-            optimizers.append(GuardedAdam(network, self.learning_rate))
-            return optimizers[-1]
-
-        def before_update(context: UpdateContext) -> None:
+        def before_update(num_updates: int, context: UpdateContext) -> float:
             feedback.context = context
-            feedback.progress = min(context.num_updates / total, 1.0)
-            for optimizer in optimizers:
-                optimizer.set_learning_rate(self.learning_rate * (1.0 - feedback.progress))
+            feedback.progress = min(num_updates / total, 1.0)
+            return self.learning_rate * (1.0 - feedback.progress)
 
         return Training(
             policy,
             critics,
-            (*adversarial, feedback, range_term),
+            terms,
             interval=1,
             learn_from=None,
             pool_capacity=self.pool_capacity,
             project=project_clamped,
             frame_check=frame_check,
-            make_optimizer=make_optimizer,
             before_update=before_update,
         )
 
     def _cases(self) -> tuple[FeedbackCase, ...]:
         targets = self.bent_hardness, self.moved_hardness
         bent, moved = (ramp if isinstance(ramp, Ramp) else Ramp(ramp, ramp) for ramp in targets)
-        tolerances = (2.0, 15.0) if self.is_released else (0.0, 0.0)
-        cases: tuple[FeedbackCase, ...] = (
-            (self.bent_weight, bent, tolerances[0], "bent"),
-            (self.moved_weight, moved, tolerances[1], "moved"),
-        )
-        return tuple(case for case in cases if case[0])
+        bent_case: FeedbackCase = (self.bent_weight, bent, 2.0, "bent")
+        moved_case: FeedbackCase = (self.moved_weight, moved, 15.0, "moved")
+        return tuple(case for case in (bent_case, moved_case) if case[0])
 
 
 @dataclass(frozen=True, kw_only=True)

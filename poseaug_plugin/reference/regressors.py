@@ -61,8 +61,7 @@ class RegressorPolicy(Policy):
     Args:
         skeleton: A `Skeleton` or the name of a preset.
         operations: Which of ``bone_angle``, ``bone_length`` and ``rigid`` to do; by default all.
-        fixed_trunk: Keep the bones between the root and the limbs' attachments unbent, and the
-            anchor length unchanged (released code).
+        fixed_trunk: Keep `trunk_bones` unbent and the anchor's length unchanged (released code).
         shared_extractor: One feature extractor for all regressors (paper), not four networks.
         width: Of all hidden layers.
     """
@@ -94,11 +93,6 @@ class RegressorPolicy(Policy):
         self.register_buffer("free_bones", bones, persistent=False)
         self.register_buffer("free_lengths", lengths, persistent=False)
 
-    def regress(self, joints: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        """Run the networks on the middle frame of (B, T, J, 3)."""
-        middle = root_relative(joints[:, middle_frame(joints.shape[1])], self.skeleton)
-        return self.network(middle, noise)
-
     def bound(self, joints: Tensor, regressed: tuple[Tensor, ...]) -> AugmentationParameters:
         """The parameters that the networks' outputs mean."""
         angle, length, rotation, place = regressed
@@ -117,7 +111,8 @@ class RegressorPolicy(Policy):
 
     @override
     def forward(self, joints: Tensor, noise: Tensor) -> AugmentationParameters:
-        return self.bound(joints, self.regress(joints, noise))
+        middle = root_relative(joints[:, middle_frame(joints.shape[1])], self.skeleton)
+        return self.bound(joints, self.network(middle, noise))
 
 
 def trunk_bones(skeleton: Skeleton) -> tuple[int, ...]:

@@ -25,8 +25,7 @@ class Ranks:
     """The processes of a DistributedDataParallel estimator."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
-        # A group of our own: a process that stays away from an update would else be taken for one
-        # that averages the estimator's gradients.
+        # Our own: one that misses an update would else be taken to average the user's gradients.
         self.group = dist.new_group(
             dist.get_process_group_ranks(group), _TIMEOUT, use_local_synchronization=True
         )

@@ -38,10 +38,7 @@ def unchanged(buffers: list[Tensor]) -> Iterator[None]:
 
 
 class _DefaultDtype(TorchFunctionMode):
-    """In this thread alone, tensors are made in this floating-point type where none is named.
-
-    `torch.set_default_dtype` is the whole process's, and stays where an interrupt leaves it.
-    """
+    """The default floating-point type of this thread alone; torch's own is the whole process's."""
 
     always = torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.eye
     by_value = torch.tensor, torch.full, torch.arange, torch.linspace, torch.where

@@ -13,9 +13,8 @@ _ADAMS_OWN |= {"amsgrad": False, "maximize": False}
 class GuardedAdam(nn.Module):
     """Adam with gradient clipping that leaves out steps whose gradient is not finite.
 
-    The device decides (``found_inf`` of torch's fused Adam), as with `GradScaler`. The state is a
-    module's: preallocated buffers, into which a checkpoint is copied. No ``.grad`` is written, and
-    no `torch.optim.Optimizer` is involved, so nobody's optimizer hooks see these steps.
+    The device decides (``found_inf`` of torch's fused Adam), as with `GradScaler`. No ``.grad`` is
+    written and no `torch.optim.Optimizer` involved, so nobody's optimizer hooks see these steps.
     """
 
     first_moment: Tensor  # (n,) of all parameters, one behind the other

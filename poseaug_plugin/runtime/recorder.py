@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,6 @@ from ..errors import warn
 
 _WARM_UP = 3  # calls of a kind before it is recorded: what they make once is made by then
 _MOST_RECORDINGS = 16  # five for one batch size; each keeps its memory, so others go on without
-
-
-class _Recording(NamedTuple):
-    graph: torch.cuda.CUDAGraph
-    inputs: list[Tensor]
-    outputs: Any
 
 
 class Recorder:
@@ -34,14 +28,14 @@ class Recorder:
         self.records = records and can_record and generator.device.type == "cuda"
         self._stream: torch.cuda.Stream | None = None
         self._calls: Counter[Hashable] = Counter()
-        self._recordings: dict[Hashable, _Recording] = {}
+        # Graph, inputs and outputs.
+        self._recordings: dict[Hashable, tuple[torch.cuda.CUDAGraph, list[Tensor], Any]] = {}
 
     def call(self, method: Callable[..., Any], *arguments: Any) -> Any:
         """``method(*arguments)``, recorded and replayed: work that stays on the device.
 
-        It may change tensors in place and draw from the generator. Whatever else it depends on must
-        be among the arguments; what it changes in Python changes once. The result is in memory that
-        the next call writes again.
+        It may change tensors in place and draw from the generator. All else that it depends on must
+        be an argument; what it changes in Python changes once. The next call overwrites the result.
         """
         if not self.records or _must_run_as_written():
             return method(*arguments)
@@ -54,12 +48,12 @@ class Recorder:
             if self._calls[kind] <= _WARM_UP or len(self._recordings) == _MOST_RECORDINGS:
                 return method(*arguments)
             # What another recording puts out stays where it is, so that it need not be copied.
-            outputs = {id(x) for r in self._recordings.values() for x in tree_leaves(r.outputs)}
-            inputs = [x if id(x) in outputs else x.clone() for x in tensors]
+            put_out = {id(x) for *_, made in self._recordings.values() for x in tree_leaves(made)}
+            inputs = [x if id(x) in put_out else x.clone() for x in tensors]
             own = iter(inputs)
             fed = [next(own) if isinstance(x, Tensor) else x for x in leaves]
             try:
-                recording = self._record(method, tree_unflatten(fed, structure), inputs)
+                graph, outputs = self._record(method, tree_unflatten(fed, structure))
             except Exception as failure:
                 self.records, self._recordings = False, {}
                 warn(
@@ -68,17 +62,17 @@ class Recorder:
                     "cuda_graphs=False does without from the start."
                 )
                 return method(*arguments)
-            self._recordings[kind] = recording
-        recording = self._recordings[kind]
-        for kept, given in zip(recording.inputs, tensors, strict=True):
+            self._recordings[kind] = graph, inputs, outputs
+        graph, inputs, outputs = self._recordings[kind]
+        for kept, given in zip(inputs, tensors, strict=True):
             if kept is not given:
                 kept.copy_(given)
-        recording.graph.replay()
-        return recording.outputs
+        graph.replay()
+        return outputs
 
     def _record(
-        self, method: Callable[..., Any], arguments: tuple[Any, ...], inputs: list[Tensor]
-    ) -> _Recording:
+        self, method: Callable[..., Any], arguments: tuple[Any, ...]
+    ) -> tuple[torch.cuda.CUDAGraph, Any]:
         device = self.generator.device
         with torch.cuda.device(device):  # where the random stream keeps what a replay reads of it
             graph = torch.cuda.CUDAGraph()
@@ -88,7 +82,7 @@ class Recorder:
             # Only this thread's calls: the user's others may be loading batches meanwhile.
             with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 outputs = method(*arguments)
-        return _Recording(graph, inputs, outputs)
+        return graph, outputs
 
 
 def _must_run_as_written() -> bool:

@@ -21,7 +21,6 @@ from poseaug_plugin.augment.policy import (
 from poseaug_plugin.errors import PoseAugError
 from poseaug_plugin.options import Options, Surroundings, Training
 from poseaug_plugin.reference.regressors import RegressorPolicy
-from poseaug_plugin.runtime.optimizer import GuardedAdam
 
 NARROW = Spread(
     **{"pitch": 0.1, "roll": 0.1, "limb_angle": 0.1},
@@ -160,14 +159,13 @@ class Quick(SmallDefault):
     """The default at ten times its learning rate, with some of its terms alone."""
 
     def __init__(self, *terms: str) -> None:
-        super().__init__(make_optimizer=lambda network: GuardedAdam(network, 1e-3))
+        super().__init__(before_update=lambda *_: 1e-3)
         self.kept = terms
 
     def build(self, options: Options, surroundings: Surroundings) -> Training:
         training = super().build(options, surroundings)
-        terms = tuple(term for term in training.terms if term.name in self.kept)
-        assert len(terms) == len(self.kept)
-        return training._replace(terms=terms)
+        assert training.terms is not None
+        return training._replace(terms={name: training.terms[name] for name in self.kept})
 
 
 def factors_after(steps: int, *terms: str, spread: Spread = NARROW, **options: Any) -> Tensor:

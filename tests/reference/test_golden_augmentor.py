@@ -29,10 +29,10 @@ from poseaug_plugin.augment.transforms import (
     apply_augmentation,
     bone_angle_change,
 )
-from poseaug_plugin.body.bones import bone_directions, joints_to_bones
+from poseaug_plugin.body.bones import bone_directions, joints_to_bones, root_relative
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.body.rotation import axis_angle_to_matrix
-from poseaug_plugin.reference.recipes import ReleasedRangeTerm, dead_zone
+from poseaug_plugin.reference.recipes import dead_zone, released_range_term
 from poseaug_plugin.reference.regressors import RegressorPolicy
 
 AUGMENTOR, LOSSES = map(golden, ("augmentor", "losses"))
@@ -77,7 +77,7 @@ class Augmented(NamedTuple):
         weight = LOSSES["feedback/args_factor_d2d_d3d_diff"][2]
         ratios = self.parameters.bone_length_ratio[:, 0]
         made = generated(self.joints, self.poses.bent[:, 0], ratio=ratios)
-        return ReleasedRangeTerm()(made) / weight
+        return released_range_term(made) / weight
 
 
 def augmented(mode: str) -> Augmented:
@@ -88,7 +88,7 @@ def augmented(mode: str) -> Augmented:
     noise = torch.cat([expected[name] for name in names], 1)
     joints = leaf(AUGMENTOR["inputs_3d"])
     # In parts, and not by forward(), so that batch norm counts one pass.
-    raw = policy.regress(joints[:, None], noise)
+    raw = policy.network(root_relative(joints, H36M_16), noise)
     parameters = policy.bound(joints[:, None], raw)
     poses = apply_augmentation(joints[:, None], parameters, H36M_16)
     return Augmented(policy, joints, raw, parameters, poses, expected)

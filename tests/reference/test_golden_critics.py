@@ -30,10 +30,10 @@ from helpers import (
 from torch import Tensor, nn
 
 from poseaug_plugin.adversary.critics import (
-    AdversarialTerm,
     Critic,
     KeypointCritic,
     PartKCSCritic,
+    adversarial_term,
     critic_accuracy,
     critic_loss,
     lsgan_critic_loss,
@@ -44,7 +44,7 @@ from poseaug_plugin.augment.transforms import GeneratedPoses
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.host.adapter import PoseAdapter
 from poseaug_plugin.options import Options, Surroundings
-from poseaug_plugin.reference.recipes import BothSidedTerm, Released
+from poseaug_plugin.reference.recipes import Released, both_sided_term
 from poseaug_plugin.runtime.isolation import TorchDefaults
 from poseaug_plugin.runtime.optimizer import GuardedAdam
 
@@ -149,7 +149,7 @@ def test_both_sided_loss_of_the_policy(name: str) -> None:
     critic.network.weight = 1.0
     (real, real_scores), (fake, fake_scores) = critic.scores_of("real"), critic.scores_of("fake")
     made = critic.generated(real, fake)
-    total, adversarial = BothSidedTerm(critic.network)(made), AdversarialTerm(critic.network)(made)
+    total, adversarial = (f(made, critic.network) for f in (both_sided_term, adversarial_term))
     real_half = real_scores.square().mean()
     fake_half = 2 * lsgan_policy_loss(fake_scores, torch.ones(len(fake)).double())
     agree(total, critic.io["loss_gen_total"])
@@ -180,7 +180,7 @@ def test_logged_adversarial_loss(name: str, weight: float) -> None:
     critic = reference_critic(name)
     critic.network.weight = weight
     made = critic.generated(critic.io["real"], critic.io["fake"])
-    agree(BothSidedTerm(critic.network)(made) / weight, critic.io["gen_adv_loss"])
+    agree(both_sided_term(made, critic.network) / weight, critic.io["gen_adv_loss"])
 
 
 @each_critic

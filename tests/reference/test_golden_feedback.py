@@ -26,7 +26,6 @@ from poseaug_plugin.reference.recipes import (
     released_feedback,
 )
 from poseaug_plugin.runtime.isolation import TorchDefaults
-from poseaug_plugin.runtime.optimizer import GuardedAdam
 
 LOSSES = golden("losses")
 
@@ -193,14 +192,13 @@ def test_dead_zone_of_means(case: str) -> None:
 # -- learning rate ---------------------------------------------------------------------------------
 
 
-def test_learning_rate_multiplier(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_learning_rate_multiplier() -> None:
     expected = LOSSES["lr_multiplier_after_k_steps"]
     steps, actual = len(expected), []
     surroundings = Surroundings(nn.Identity(), PoseAdapter(), H36M_16, torch.Generator())
     preset = Released(width=4, learning_rate=1.0)
     training = preset.build(Options(total_updates=steps), surroundings)
-    training.make_optimizer(training.policy)
-    monkeypatch.setattr(GuardedAdam, "set_learning_rate", lambda _, rate: actual.append(rate))
     for step in range(steps):
-        training.before_update(UpdateContext(step, None, None, TorchDefaults.found()))
+        context = UpdateContext(None, None, TorchDefaults.found())
+        actual.append(training.before_update(step, context))
     agree(torch.tensor(actual, dtype=torch.float64), expected)

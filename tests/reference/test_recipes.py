@@ -12,18 +12,18 @@ from loops import PUBLISHED, adam, differences, frozen_state, make_hook, make_li
 from torch import nn
 
 from poseaug_plugin import PoseAdapter, PoseAugError
-from poseaug_plugin.adversary.critics import AdversarialTerm, RangeTerm
+from poseaug_plugin.adversary.critics import Terms, adversarial_term, range_term
 from poseaug_plugin.body.presets import H36M_16
 from poseaug_plugin.options import Options, Surroundings, Training, UpdateContext
 from poseaug_plugin.reference.recipes import (
-    BothSidedTerm,
     EstimatorFeedback,
     Paper,
     Ramp,
     Released,
-    ReleasedRangeTerm,
+    both_sided_term,
     project_clamped,
     released_frame_check,
+    released_range_term,
 )
 from poseaug_plugin.runtime.isolation import TorchDefaults
 from poseaug_plugin.runtime.optimizer import GuardedAdam
@@ -39,11 +39,16 @@ def built(preset: Paper, **options: Any) -> Training:
     return preset.build(Options(total_updates=20, **options), surroundings)
 
 
+def terms_of(training: Training) -> Terms:
+    assert training.terms is not None
+    return training.terms
+
+
 # -- arguments -------------------------------------------------------------------------------------
 
 
 def hardness_of(preset: Paper) -> list[Ramp]:
-    feedback = next(t for t in built(preset).terms if isinstance(t, EstimatorFeedback))
+    feedback = terms_of(built(preset))["feedback"]
     return [hardness for _, hardness, *_ in feedback.cases]
 
 
@@ -119,17 +124,17 @@ def test_names_and_shares() -> None:
 
 def test_rows_of_the_paper() -> None:
     training = built(Paper())
-    names = [term.name for term in training.terms]
-    assert names == ["critic_3d", "critic_2d", "feedback", "range"]
+    terms = terms_of(training)
+    assert list(terms) == ["critic_3d", "critic_2d", "feedback", "range"]
     assert [critic.weight for critic in training.critics] == [1.0, 1.0]
-    assert all(type(term) is AdversarialTerm for term in training.terms[:2])
-    feedback, ranges = training.terms[2:]
+    *adversarial, feedback, ranges = terms.values()
+    assert all(term.func is adversarial_term for term in adversarial)
     assert isinstance(feedback, EstimatorFeedback)
     (moved,) = feedback.cases
     assert moved[:2] == (1.0, Ramp(3.0, 5.0))
     assert (feedback.error, feedback.mode, feedback.warmup) == ("squared_norm", "frozen", 0.04)
-    assert isinstance(ranges, RangeTerm)
-    assert (ranges.weight, ranges.angle_limit, ranges.length_limit) == (1.0, 0.205, 0.1)
+    assert ranges.func is range_term
+    assert ranges.keywords == {"weight": 1.0, "length_limit": 0.1}
     assert training.policy.network.branches == 1
     assert (training.policy.free_bones == 1).all()
     assert (training.policy.free_lengths == 1).all()
@@ -137,17 +142,17 @@ def test_rows_of_the_paper() -> None:
 
 def test_rows_of_the_released_code() -> None:
     training = built(Released())
-    names = [term.name for term in training.terms]
-    assert names == ["critic_3d", "critic_2d", "feedback", "range"]
+    terms = terms_of(training)
+    assert list(terms) == ["critic_3d", "critic_2d", "feedback", "range"]
     assert [critic.weight for critic in training.critics] == [6.0, 1.0]
-    assert all(type(term) is BothSidedTerm for term in training.terms[:2])
-    feedback, ranges = training.terms[2:]
+    *adversarial, feedback, ranges = terms.values()
+    assert all(term.func is both_sided_term for term in adversarial)
     assert isinstance(feedback, EstimatorFeedback)
     bent, moved = feedback.cases
     assert bent[:3] == (0.1, Ramp(3.0, 5.0), 2.0)
     assert moved[:3] == (0.01, Ramp(17.0, 17.0), 15.0)
     assert (feedback.error, feedback.mode, feedback.warmup) == ("grouped", "as_found", 0.04)
-    assert isinstance(ranges, ReleasedRangeTerm)
+    assert ranges is released_range_term
     assert training.frame_check is released_frame_check
     assert training.policy.network.branches == 4
     assert not (training.policy.free_bones == 1).all()
@@ -195,7 +200,7 @@ def test_arguments_reach_the_networks(preset: type[Paper]) -> None:
 def test_critics_without_weight_are_no_terms(preset: type[Paper], which: str) -> None:
     training = built(preset(width=8, **{f"weight_{which}": 0.0}))
     other = {"3d": "critic_2d", "2d": "critic_3d"}[which]
-    assert [term.name for term in training.terms] == [other, "feedback", "range"]
+    assert list(terms_of(training)) == [other, "feedback", "range"]
 
 
 # -- what changes over the training ----------------------------------------------------------------
@@ -204,14 +209,13 @@ def test_critics_without_weight_are_no_terms(preset: type[Paper], which: str) ->
 @each_preset
 def test_progress_and_rates_follow_the_updates(preset: type[Paper]) -> None:
     training = built(preset(width=4, learning_rate=0.5))
-    networks = [training.policy, *training.critics]
-    optimizers = [training.make_optimizer(network) for network in networks]
-    feedback = next(term for term in training.terms if isinstance(term, EstimatorFeedback))
+    feedback = terms_of(training)["feedback"]
+    assert isinstance(feedback, EstimatorFeedback)
     assert training.before_update is not None
     for updates, progress in ((0, 0.0), (1, 0.05), (10, 0.5), (20, 1.0), (30, 1.0)):
-        training.before_update(UpdateContext(updates, None, None, TorchDefaults.found()))
+        context = UpdateContext(None, None, TorchDefaults.found())
+        assert training.before_update(updates, context) == pytest.approx(0.5 * (1 - progress))
         assert feedback.progress == progress
-        assert [o._rate for o in optimizers] == pytest.approx([0.5 * (1 - progress)] * 3)
 
 
 def test_nothing_learns_after_the_last_update() -> None:

@@ -26,19 +26,18 @@ from random_bodies import generator, normal
 from torch import Tensor, nn
 
 from poseaug_plugin import PoseAugError
-from poseaug_plugin.adversary.critics import AdversarialTerm, PartKCSCritic
+from poseaug_plugin.adversary.critics import PartKCSCritic, adversarial_term
 from poseaug_plugin.body.bones import bone_directions, joints_to_bones
 from poseaug_plugin.body.camera import project_points
 from poseaug_plugin.body.presets import H36M_16, SKELETONS
 from poseaug_plugin.body.skeleton import Skeleton
 from poseaug_plugin.reference.recipes import (
-    BothSidedTerm,
     EstimatorFeedback,
     FeedbackCase,
     Paper,
     Ramp,
     Released,
-    ReleasedRangeTerm,
+    both_sided_term,
     dead_zone,
     error_groups,
     estimator_errors,
@@ -47,6 +46,7 @@ from poseaug_plugin.reference.recipes import (
     project_clamped,
     released_feedback,
     released_frame_check,
+    released_range_term,
 )
 
 WEIGHTS = torch.tensor([1.0, 0, 1, 1, 0, 1], dtype=torch.float64)
@@ -148,7 +148,7 @@ def test_released_range_term_is_what_a_loop_finds() -> None:
             loss += sum(r**2 for r in tied[i].tolist() if abs(r) > 0.1) / 9
             expected += 3 * weight * loss / 4
         made = generated(clean[:, 0], changed[:, 0], ratio=ratios, weights=WEIGHTS)
-        assert ReleasedRangeTerm()(made).item() == pytest.approx(expected)
+        assert released_range_term(made).item() == pytest.approx(expected)
 
 
 def test_real_half_of_the_both_sided_term_is_a_constant() -> None:
@@ -156,7 +156,7 @@ def test_real_half_of_the_both_sided_term_is_a_constant() -> None:
     critic.weight = 6.0
     clean, fake = leaf(poses()[:, 0]), leaf(normal(6, 16, 3))
     made = generated(clean, fake, weights=WEIGHTS)
-    both, one = BothSidedTerm(critic)(made), AdversarialTerm(critic)(made)
+    both, one = both_sided_term(made, critic), adversarial_term(made, critic)
     real = critic(clean).square().mean(1)
     agree((both - one).detach(), (3 * (real * WEIGHTS).sum() / 4).detach())
     for wrt in (fake, *critic.parameters()):

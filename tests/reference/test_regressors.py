@@ -44,7 +44,7 @@ def test_the_regressed_root_is_not_behind_the_camera(kind: str) -> None:
 def test_the_networks_see_root_relative_poses(kind: str) -> None:
     policy, joints = build(kind), poses()
     noise = normal(6, policy.network.noise_size)
-    here, there = (policy.regress(j, noise) for j in (joints, joints + normal(6, 1, 1, 3)))
+    here, there = (policy(j, noise) for j in (joints, joints + normal(6, 1, 1, 3)))
     for one, other in zip(here, there, strict=True):
         agree(other, one)
 
@@ -59,10 +59,10 @@ def test_one_extractor_instead_of_four() -> None:
 def test_branches_do_not_share_noise() -> None:
     policy = build("regressors")
     noise = normal(6, 4, RegressorNetwork.NOISE)
-    before = policy.regress(poses(), noise.flatten(1))
+    before = policy(poses(), noise.flatten(1))[:4]
     for branch in range(4):
         other = noise.clone()
         other[:, branch] = normal(6, RegressorNetwork.NOISE, seed=9)
-        after = policy.regress(poses(), other.flatten(1))
+        after = policy(poses(), other.flatten(1))[:4]
         changed = [not torch.equal(a, b) for a, b in zip(before, after, strict=True)]
         assert changed == [branch == i for i in range(4)]

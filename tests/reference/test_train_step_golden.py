@@ -199,9 +199,11 @@ def iteration(epoch: int, **arguments: Any) -> Iteration:
         keypoints = project_clamped(joints, intrinsics)
         batch = trainer.augment(CanonicalPoses(joints, keypoints, intrinsics))
         made = trainer.augmenter.generate(batch.inputs)
-        context = UpdateContext(epoch, batch, HostPoses(keypoints, joints), in_float64)
+        context = UpdateContext(batch, HostPoses(keypoints, joints), in_float64)
         assert trainer._before_update is not None
-        trainer._before_update(context)
+        rate = trainer._before_update(epoch, context)
+        for phase in trainer.phases:
+            phase.optimizer.set_learning_rate(rate)
         loss = trainer.phases[0].loss(made)
     return Iteration(trainer, policy.own, preset, context, batch, made, loss, expected)
 

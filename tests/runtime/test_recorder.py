@@ -85,10 +85,10 @@ class Recording(Recorder):
         """As the real one."""
         return method(*arguments) if self.is_off else super().call(method, *arguments)
 
-    def _record(self, method: Any, arguments: Any, inputs: Any) -> Any:
+    def _record(self, method: Any, arguments: Any) -> Any:
         with Operators() as operators:
             outputs = method(*arguments)
-        return recorder._Recording(Graph(operators), inputs, outputs)  # type: ignore[arg-type]
+        return Graph(operators), outputs
 
 
 @pytest.fixture(autouse=True)
@@ -103,10 +103,10 @@ def recording_recorder() -> Recording:
 
 def num_copied(own: Recorder) -> set[tuple[str, int]]:
     """How many inputs of each recording are memory of its own."""
-    outputs = {id(x) for r in own._recordings.values() for x in tree_leaves(r.outputs)}
+    outputs = {id(x) for *_, made in own._recordings.values() for x in tree_leaves(made)}
     return {
-        (kind[0], sum(id(x) not in outputs for x in recording.inputs))  # type: ignore[index]
-        for kind, recording in own._recordings.items()
+        (kind[0], sum(id(x) not in outputs for x in inputs))  # type: ignore[index]
+        for kind, (_, inputs, _) in own._recordings.items()
     }
 
 
@@ -195,9 +195,9 @@ def trained(options: dict[str, Any], records: bool, frames: int = 1, more: int =
 def replays(hook: PoseAugHook) -> dict[str, int]:
     recordings = hook._trainer.recorder._recordings  # type: ignore[union-attr]
     found: dict[str, int] = {}
-    for kind, recording in recordings.items():
+    for kind, (graph, *_) in recordings.items():
         name = kind[0]  # type: ignore[index]
-        found[name] = found.get(name, 0) + recording.graph.replays  # type: ignore[attr-defined]
+        found[name] = found.get(name, 0) + graph.replays  # type: ignore[attr-defined]
     return found
 
 
@@ -248,7 +248,7 @@ def test_steps_that_a_scaler_undoes_teach_nothing() -> None:
         states.append(frozen_state(hook))
     assert differences(*states) == []
     kinds = trainer.recorder._recordings.items()  # type: ignore[union-attr]
-    assert any(kind[0] == "_apply" and r.graph.replays > 3 for kind, r in kinds)  # type: ignore
+    assert any(kind[0] == "_apply" and graph.replays > 3 for kind, (graph, *_) in kinds)  # type: ignore
 
 
 def test_steps_take_their_gradients_where_they_are() -> None:
