@@ -1,6 +1,6 @@
 """Faults injected from outside, many at random: nothing of the user's is lost, nothing is silent.
 
-    POSEAUG_STRESS=full python -m pytest -q -s tests/stress      # half an hour; prints the table
+    POSEAUG_STRESS=full python -m pytest -q -s tests/stress      # 20 minutes; prints the table
     python -m pytest -q tests/stress                             # the short form
 
 The table of docs/reliability.md is what the full form prints.
