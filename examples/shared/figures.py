@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from poseaug_plugin import PoseAugHook
+from poseaug_plugin import PoseAugHook, Skeleton
 from poseaug_plugin.body.presets import H36M_16
 
 from .bodies import viewpoints
@@ -34,10 +34,10 @@ def _absolute(inputs_3d: Tensor) -> Tensor:
     return joints
 
 
-def _bones() -> list[tuple[int, int, str]]:
+def _bones(skeleton: Skeleton = H36M_16) -> list[tuple[int, int, str]]:
     bones = []
-    for child, parent in zip(H36M_16.bone_children, H36M_16.bone_parents, strict=True):
-        side = H36M_16.joints[child].partition("_")[0]
+    for child, parent in zip(skeleton.bone_children, skeleton.bone_parents, strict=True):
+        side = skeleton.joints[child].partition("_")[0]
         bones.append((child, parent, _SIDES.get(side, _SIDES[""])))
     return bones
 
@@ -57,9 +57,9 @@ def draw_pose_3d(axes: Any, joints: Array, title: str) -> None:
     axes.set_title(title, fontsize=9)
 
 
-def draw_pose_2d(axes: Any, keypoints: Array, title: str) -> None:
+def draw_pose_2d(axes: Any, keypoints: Array, title: str, skeleton: Skeleton = H36M_16) -> None:
     """Draw keypoints (J, 2) in the frame of the normalised screen."""
-    for child, parent, colour in _bones():
+    for child, parent, colour in _bones(skeleton):
         axes.plot(*keypoints[[child, parent]].T, color=colour, linewidth=2)
     axes.set(xlim=(-1, 1), ylim=(1, -1), aspect="equal", xticks=[], yticks=[])
     axes.set_title(title, fontsize=9)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from argparse import Namespace
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import show_augmentations
 import torch
 from benchmarks.count_module_changes import Calls, count, record
 from benchmarks.diversity import coverage
 from benchmarks.generalisation import check_results, schedule
 from benchmarks.step import peak_of_tensors
-from loops import differences
+from loops import differences, make_batch
 from shared.bodies import body_aligned, joint_angles, knees_backwards, viewpoints
 from shared.report import read_results, table_of
 
-from poseaug_plugin import root_relative
+from poseaug_plugin import PoseAugWarning, root_relative
 from poseaug_plugin.body.presets import H36M_16
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +61,38 @@ def test_resumed_quickstart_is_the_uninterrupted_one(tmp_path: Path) -> None:
     assert differences(whole["estimator"], halfway["estimator"]) != []
     assert "| PoseAugHook |" in printed
     assert (tmp_path / "parts" / "quickstart.png").stat().st_size > 10_000
+
+
+# -- augmentations of one's own batch --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_camera", [True, False])
+def test_augmentations_of_a_batch_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_camera: bool
+) -> None:
+    keypoints, joints, camera = make_batch(64)
+    arrays = {"inputs_2d": keypoints, "inputs_3d": joints}
+    if has_camera:
+        arrays["camera"] = camera
+    np.savez(tmp_path / "batch.npz", **{name: x.numpy() for name, x in arrays.items()})
+    given = ["--data", str(tmp_path / "batch.npz"), "--out", str(tmp_path / "picture.png")]
+    monkeypatch.setattr(sys, "argv", ["show_augmentations.py", *given])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PoseAugWarning)  # of the camera that is assumed
+        show_augmentations.main()
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+def test_augmentations_of_a_batch_that_does_not_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "batch.npz", inputs_2d=np.zeros((4, 17, 2)), inputs_3d=np.zeros((4, 5, 3)))
+    monkeypatch.setattr(sys, "argv", ["show", "--data", str(tmp_path / "batch.npz")])
+    with pytest.raises(SystemExit, match="h36m_5"):
+        show_augmentations.main()
+    monkeypatch.setattr(sys, "argv", ["show", "--data", str(tmp_path / "none.npz")])
+    with pytest.raises(SystemExit, match="there is no such file"):
+        show_augmentations.main()
 
 
 # -- diversity -------------------------------------------------------------------------------------
