@@ -70,10 +70,10 @@ def test_resumed_quickstart_is_the_uninterrupted_one(tmp_path: Path) -> None:
 def test_augmentations_of_a_batch_are_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_camera: bool
 ) -> None:
-    keypoints, joints, camera = make_batch(64)
-    arrays = {"inputs_2d": keypoints, "inputs_3d": joints}
+    batch = make_batch(64)
+    arrays = {"inputs_2d": batch.inputs_2d, "inputs_3d": batch.inputs_3d}
     if has_camera:
-        arrays["camera"] = camera
+        arrays["camera"] = batch.camera
     np.savez(tmp_path / "batch.npz", **{name: x.numpy() for name, x in arrays.items()})
     given = ["--data", str(tmp_path / "batch.npz"), "--out", str(tmp_path / "picture.png")]
     monkeypatch.setattr(sys, "argv", ["show_augmentations.py", *given])
