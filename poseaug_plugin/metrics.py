@@ -26,7 +26,7 @@ def mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") -> T
 
     Usable as a loss: its gradient is 0, not NaN, where a joint is hit exactly.
 
-    Example:
+    Examples:
         >>> target = torch.zeros(2, 17, 3)
         >>> mpjpe(target + torch.tensor([3.0, 0.0, 4.0]), target)
         tensor(5.)
@@ -42,7 +42,7 @@ def p_mpjpe(predicted: Tensor, target: Tensor, *, reduction: Reduce = "mean") ->
     1991), but not mirrored: a left/right swap stays an error. Of joints in one point the centroid
     is aligned. No loss: the gradient is NaN where the best rotation is not unique.
 
-    Example:
+    Examples:
         >>> target = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
         >>> turned = target[:, [1, 2, 0]]  # x, y, z renamed cyclically is a rotation
         >>> bool(p_mpjpe(3 * turned + 1, target) < 1e-5)

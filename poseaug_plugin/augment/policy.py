@@ -83,7 +83,7 @@ class RandomPolicy(Policy):
 
     ``operations`` are those of `OPERATIONS` to do, by default all.
 
-    Example:
+    Examples:
         >>> policy = RandomPolicy("h36m_16")
         >>> joints = torch.randn(8, 1, 16, 3) + torch.tensor([0.0, 0.0, 5.0])
         >>> policy(joints, torch.randn(8, policy.noise_size)).rotation.shape

@@ -27,7 +27,7 @@ class Skeleton:
     Raises `PoseAugError` for a cycle, several roots, unknown names, an unpaired ``left_`` or
     ``right_`` joint, a joint in no part or in two, a part that is not connected.
 
-    Example:
+    Examples:
         >>> from poseaug_plugin.body.presets import H36M_16
         >>> H36M_16.joints[:3], H36M_16.num_bones
         (('hip', 'right_hip', 'right_knee'), 15)

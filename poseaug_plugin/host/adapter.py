@@ -22,8 +22,8 @@ _ARRAY_TYPES = np.float16, np.float32, np.float64
 class HostPoses(NamedTuple):
     """Poses as the host has them."""
 
-    inputs_2d: Tensor
-    inputs_3d: Tensor
+    inputs_2d: Tensor  # as `PoseAugHook.augment` takes and gives them
+    inputs_3d: Tensor  # likewise
 
 
 class Adapter(Protocol):

@@ -22,8 +22,8 @@ _ENOUGH = 512  # samples that are looked at, at most
 class BatchReport(NamedTuple):
     """The findings of `check_batch`; ``print(report)`` shows them."""
 
-    problems: tuple[str, ...]
-    camera_is_assumed: bool  # none was given
+    problems: tuple[str, ...]  # in words; none where all is well
+    camera_is_assumed: bool  # since none was given
     focal_length: float  # in use, normalised units
     usable_share: float = 0.0  # samples that are finite and in front of the camera
     root_depth: float = torch.nan  # median, metres

@@ -188,7 +188,7 @@ class Paper:
     Attributes:
         bent_weight: Weight of the feedback on bent poses, put where the originals stood.
         moved_weight: Weight of the feedback on fully augmented poses.
-        bent_hardness: Target of error(bent) / error(clean); a number, or a `Ramp`.
+        bent_hardness: Target of error(bent) / error(clean): a number or a `Ramp` (3 to 5).
         moved_hardness: Target of error(moved) / error(clean); likewise.
         warmup: Share of the training without feedback.
         weight_3d: Weight of the 3D critic in the policy's loss.
@@ -292,7 +292,7 @@ class Paper:
 
 @dataclass(frozen=True, kw_only=True)
 class Released(Paper):
-    """The released code's formulas, row by row in docs/presets.md; arguments as in `Paper`."""
+    """The released code's formulas, row by row in docs/fidelity.md; arguments as in `Paper`."""
 
     bent_weight: float = 0.1
     moved_weight: float = 0.01

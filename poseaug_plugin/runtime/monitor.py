@@ -12,7 +12,7 @@ from ..errors import warn
 class Diagnostics(NamedTuple):
     """Means over about the last fifty updates, NaN where they do not apply, and counts of all."""
 
-    updates: int
+    updates: int  # one before every step of the optimizer
     strength: float  # of all spreads, 0 to 1: what feedback leaves of them
     hardness_ratio: float  # the estimator's error on augmented poses / on original ones
     mean_pose_ratio: float  # that error / the error of always answering with the mean pose

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import inspect
+import pydoc
 import re
 import sys
 import warnings
@@ -20,7 +22,10 @@ from benchmarks.generalisation import ROWS
 from shared.report import with_tables
 
 import poseaug_plugin
-from poseaug_plugin import Spread
+from poseaug_plugin import Spread, metrics
+from poseaug_plugin.host.checks import BatchReport
+from poseaug_plugin.reference.recipes import Paper, Ramp, Released
+from poseaug_plugin.runtime.monitor import Diagnostics
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(poseaug_plugin.__file__).parent
@@ -149,6 +154,35 @@ def test_scripts_that_a_page_names_are_there(page: Path) -> None:
         assert any((folder / script).exists() for folder in (ROOT, ROOT / "examples", PACKAGE)), (
             script
         )
+
+
+# -- API -------------------------------------------------------------------------------------------
+
+API = [
+    name
+    for page in sorted((ROOT / "docs" / "api").glob("*.md"))
+    for name in re.findall(r"^::: (\S+)$", page.read_text(), re.MULTILINE)
+]
+
+
+@pytest.mark.parametrize("name", API)
+def test_name_of_an_api_page_is_there_and_explained(name: str) -> None:
+    assert API.count(name) == 1
+    assert inspect.getdoc(pydoc.locate(name))
+
+
+def public_functions(module: ModuleType) -> list[object]:
+    found = inspect.getmembers(module, inspect.isfunction)
+    return [f for name, f in found if f.__module__ == module.__name__ and name[0] != "_"]
+
+
+def test_api_pages_leave_nothing_public_out() -> None:
+    shown = [pydoc.locate(name) for name in API]
+    shown += [f for module in filter(inspect.ismodule, shown) for f in public_functions(module)]
+    public = [getattr(poseaug_plugin, name) for name in poseaug_plugin.__all__]
+    public += [*public_functions(metrics), Diagnostics, BatchReport, Paper, Released, Ramp]
+    assert len(public) >= 34
+    assert [x for x in public if not any(x is y for y in shown)] == []
 
 
 # -- code ------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The trainings that ``paper`` and ``released`` make, row by row of docs/presets.md."""
+"""The trainings that ``paper`` and ``released`` make, row by row of docs/fidelity.md."""
 
 from __future__ import annotations
 
