@@ -3,7 +3,6 @@
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import fields
 from typing import Any, Literal
 
 import torch
@@ -52,7 +51,8 @@ class PoseAugHook:
         source: Whole sequences, for a loop that has 2D of a window of frames and 3D of one.
         policy: A policy of one's own; is put on the estimator's device, in float32.
         seed: Of the hook's own weights and noise.
-        auto_step: Train when the optimizer steps; else when `step` is called (beside a CUDA graph).
+        auto_step: Train when the optimizer steps; else only when `step` is called, as for a step
+            that a CUDA graph holds, in which Python does not run.
         spread: How widely poses are drawn (`Spread()`), in the beginning.
         operations: Which of bone_angle, bone_length, rigid, focal_length are done (all).
         mix: ``"replace"`` a share of the batch, or ``"append"`` an augmented copy of all of it.
@@ -110,8 +110,19 @@ class PoseAugHook:
             )
         with library_defaults(torch.device("cpu")):
             target = None if target_2d is None else TargetKeypoints(target_2d, target_camera)
-        given = {**locals(), "target_2d": target}
-        self.options = Options(**{option.name: given[option.name] for option in fields(Options)})
+        self.options = Options(
+            policy=policy,
+            spread=spread,
+            operations=operations,
+            mix=mix,
+            share=share,
+            critic_weight=critic_weight,
+            entropy_weight=entropy_weight,
+            feedback=feedback,
+            total_updates=total_updates,
+            target_2d=target,
+            cuda_graphs=cuda_graphs,
+        )
         self.options.check_effects(preset.name, preset.reads)
         if source is not None and not isinstance(source, PoseSource):
             raise PoseAugError(f"source must be a PoseSource, got {type(source).__name__}.")
