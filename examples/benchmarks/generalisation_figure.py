@@ -55,8 +55,12 @@ def draw_generalisation(path: Path, results: list[Result]) -> None:
         axes.grid(axis="x", alpha=0.3)
     panels[0][0].invert_yaxis()
     panels[0][0].set_ylabel(f"{test}, camera")
-    handles, labels = panels[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper center", ncols=len(rows), frameon=False)
+    found = [axes.get_legend_handles_labels() for axes in panels[0]]
+    handles = {label: h for hs, labels in found for h, label in zip(hs, labels, strict=True)}
+    shown = [row for row in rows if row in handles]  # no estimator has to have all
+    figure.legend(
+        [handles[row] for row in shown], shown, loc="upper center", ncols=len(rows), frameon=False
+    )
     figure.tight_layout(rect=(0, 0, 1, 0.93))
     figure.savefig(path, dpi=110)
     plt.close(figure)
