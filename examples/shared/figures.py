@@ -112,7 +112,8 @@ def draw_overview(
         inputs_3d: (N, 1, J, 3), the trajectory in joint 0.
         cameras: (N, 9).
     """
-    new_2d, new_3d = hook.augment(inputs_2d, inputs_3d, cameras)
+    with torch.enable_grad():  # without, the hook takes it for an evaluation and warns
+        new_2d, new_3d = hook.augment(inputs_2d, inputs_3d, cameras)
     changed = (new_3d != inputs_3d).flatten(1).any(1).nonzero().flatten()
     shown = changed[torch.linspace(0, len(changed) - 1, 3).long()]
     before, after = _absolute(inputs_3d[changed]), _absolute(new_3d[changed])
