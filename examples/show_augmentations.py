@@ -12,19 +12,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import get_args
+from zipfile import ZipFile
 
 import numpy as np
 import torch
 from shared.domains import read_domains
 from shared.figures import draw_pose_2d, plt
-from shared.files import FileError, read_archive
+from shared.files import read_archive
 from shared.mocap import pairs
 from torch import Tensor, nn
 
 from poseaug_plugin import SKELETONS, PoseAdapter, PoseAugError, PoseAugHook
-from poseaug_plugin.body.presets import find_skeleton
-from poseaug_plugin.host.adapter import Root
 
 SHOWN = 8
 
@@ -36,15 +34,14 @@ def read_batch(path: Path | None) -> tuple[Tensor, Tensor, Tensor | None]:
         seen = pairs({"S1": motion["S1"]}, rigs.cameras["source"][:1], joints=16)
         keypoints, joints, cameras = (torch.from_numpy(a[::10]) for a in seen[:3])
         return keypoints, joints, cameras
-    keypoints, joints = (
-        torch.as_tensor(np.asarray(read_archive(path, name), np.float32))
-        for name in ("inputs_2d", "inputs_3d")
-    )
-    try:
-        camera = torch.as_tensor(np.asarray(read_archive(path, "camera"), np.float32))
-    except FileError:
-        return keypoints, joints, None
-    return keypoints, joints, camera
+
+    def read(name: str) -> Tensor:
+        return torch.as_tensor(np.asarray(read_archive(path, name), np.float32))
+
+    keypoints, joints = read("inputs_2d"), read("inputs_3d")
+    with ZipFile(path) as archive:
+        has_camera = "camera.npy" in archive.namelist()
+    return keypoints, joints, read("camera") if has_camera else None
 
 
 def augmentations(
@@ -72,9 +69,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help=".npz with inputs_2d, inputs_3d, perhaps camera")
     parser.add_argument("--out", type=Path, default=Path("runs/augmentations.png"))
     parser.add_argument("--skeleton", choices=sorted(SKELETONS), help="of --data")
-    parser.add_argument(
-        "--root", choices=get_args(Root), default="trajectory", help="where 3D has it"
-    )
+    parser.add_argument("--root", default="trajectory", help="of --data: or absolute, or zeroed")
     parser.add_argument("--metres-per-unit", type=float, default=1.0, help="0.001 for millimetres")
     parser.add_argument("--index", type=int, default=60, help="which sample of the batch")
     parser.add_argument("--seed", type=int, default=0)
@@ -89,13 +84,12 @@ def main() -> None:
     own = arguments.data is not None
     name = (arguments.skeleton or f"h36m_{batch[1].shape[-2]}") if own else "h36m_16"
     try:
-        skeleton = find_skeleton(name)
         adapter = PoseAdapter(
             root=arguments.root if own else "absolute", metres_per_unit=arguments.metres_per_unit
         )
         hook = PoseAugHook(
             nn.Linear(1, 1),
-            skeleton=skeleton,
+            skeleton=name,
             adapter=adapter,
             preset="random",
             share=1.0,
@@ -111,12 +105,12 @@ def main() -> None:
     panels = [axes[0, 0], *axes[:, 1:].flat]
     largest = max((p.amax(0) - p.amin(0)).max().item() for p in [original, *poses])
     for number, (panel, pose) in enumerate(zip(panels, [original, *poses], strict=True)):
-        draw_pose_2d(panel, pose.numpy(), "original" if number == 0 else "", skeleton)
+        draw_pose_2d(panel, pose.numpy(), "original" if number == 0 else "", hook.skeleton)
         x, y = ((pose.amax(0) + pose.amin(0)) / 2).tolist()
         half = 0.55 * largest
         panel.set(xlim=(x - half, x + half), ylim=(y + half, y - half))
     whole = axes[1, 0]
-    draw_pose_2d(whole, original.numpy(), "where they stand in the picture", skeleton)
+    draw_pose_2d(whole, original.numpy(), "where they stand in the picture", hook.skeleton)
     for pose in poses:
         whole.plot(*pose.mean(0).tolist(), "o", color="#d1495b", alpha=0.6)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

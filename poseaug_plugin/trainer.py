@@ -212,7 +212,9 @@ class Trainer:
     @contextmanager
     def _all_or_nothing(self, changes_counts_alone: bool) -> Iterator[None]:
         """Put back what an update changes where anything stops it."""
-        count, losses, stream = self.num_updates, self.losses, self.generator.get_state()
+        count, losses = self.num_updates, self.losses
+        # Where counts alone change nothing is drawn.
+        stream = None if changes_counts_alone else self.generator.get_state()
         fills = [len(pool) for pool in self.pools.values()]
         changing = 1 if changes_counts_alone else len(self._changing)
         if changes_counts_alone:
@@ -226,7 +228,8 @@ class Trainer:
                 torch._foreach_copy_(self._changing[:changing], self._before[:changing])
             for pool, fill in zip(self.pools.values(), fills, strict=True):
                 pool.set_extra_state(fill)
-            self.generator.set_state(stream)
+            if stream is not None:
+                self.generator.set_state(stream)
             self.num_updates, self.losses = count, losses
             raise
 

@@ -25,6 +25,7 @@ from ..body.camera import Z_NEAR, in_view, project_points, project_rays
 from ..body.skeleton import Skeleton
 from ..errors import check_choice, check_number
 from ..options import Options, Surroundings, Training, UpdateContext, learns
+from ..runtime.isolation import Mode
 from .regressors import RegressorPolicy, trunk_bones
 
 
@@ -146,7 +147,7 @@ class EstimatorFeedback:
     cases: tuple[FeedbackCase, ...]
     loss: Callable[[Tensor, Tensor, float, float], Tensor]
     error: ErrorKind
-    mode: Literal["frozen", "as_found"]  # of `isolated_call`
+    mode: Mode  # of `isolated_call`
     warmup: float
     context: UpdateContext | None = None  # of the update that begins
     progress: float = 0.0  # share of the training that is done

@@ -22,7 +22,7 @@ from loops import differences, make_batch
 from shared.bodies import body_aligned, joint_angles, knees_backwards, viewpoints
 from shared.report import read_results, table_of
 
-from poseaug_plugin import PoseAugWarning, root_relative
+from poseaug_plugin import PoseAugHook, PoseAugWarning, root_relative
 from poseaug_plugin.body.presets import H36M_16
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -81,6 +81,17 @@ def test_augmentations_of_a_batch_are_drawn(
         warnings.simplefilter("ignore", PoseAugWarning)  # of the camera that is assumed
         show_augmentations.main()
     assert (tmp_path / "picture.png").stat().st_size > 10_000
+    camera = show_augmentations.read_batch(tmp_path / "batch.npz")[2]
+    assert has_camera == (camera is not None and torch.equal(camera, batch.camera))
+
+
+def test_eight_augmentations_of_one_sample_are_all_others() -> None:
+    batch = make_batch(16)
+    given = batch.inputs_2d, batch.inputs_3d, batch.camera
+    hook = PoseAugHook(torch.nn.Linear(1, 1), skeleton="h36m_16", preset="random", share=1.0)
+    poses = show_augmentations.augmentations(hook, given, 5)
+    assert poses.shape == (8, 16, 2)
+    assert len({tuple(p.flatten().tolist()) for p in [batch.inputs_2d[5, 0], *poses]}) == 9
 
 
 def test_augmentations_of_a_batch_that_does_not_fit(
